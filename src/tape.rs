@@ -1,0 +1,214 @@
+//! Reverse-mode differentiation.
+//!
+//! A [`Tape`] is made for one step and consumed by [`Tape::backward`]. An operation computes its value, then calls
+//! [`Tape::record`] with its inputs and a closure that turns the gradient of the output into gradients of the
+//! inputs; the closure owns just what it needs. When nothing is recorded the closure is dropped at once, and with it
+//! every intermediate tensor that no one else holds.
+
+use crate::{Error, Result, Shape, Tensor};
+
+/// A tensor, and where the tape has it, if a gradient flows to it.
+#[derive(Clone, Debug)]
+pub struct Var {
+    value: Tensor,
+    id: Option<usize>,
+}
+
+impl Var {
+    /// A value that no gradient flows to.
+    pub fn constant(value: Tensor) -> Self {
+        Self { value, id: None }
+    }
+
+    /// The tensor.
+    pub fn value(&self) -> &Tensor {
+        &self.value
+    }
+
+    /// The tensor, given up by the variable: its buffer can be reused if nobody else holds it.
+    pub fn into_value(self) -> Tensor {
+        self.value
+    }
+
+    /// Whether a gradient flows to it.
+    pub fn needs_grad(&self) -> bool {
+        self.id.is_some()
+    }
+
+    /// The same value, cut off from the gradient.
+    pub fn detach(&self) -> Self {
+        Self::constant(self.value.clone())
+    }
+
+    /// The shape of the tensor.
+    pub fn shape(&self) -> Shape {
+        self.value.shape()
+    }
+
+    /// What a tape needs to know of it.
+    pub fn key(&self) -> Key {
+        Key { id: self.id, shape: self.shape() }
+    }
+}
+
+/// A [`Var`] without its tensor.
+#[derive(Clone, Copy, Debug)]
+pub struct Key {
+    id: Option<usize>,
+    shape: Shape,
+}
+
+type Backward = Box<dyn FnOnce(Tensor, &mut Gradients) -> Result<()> + Send>;
+
+struct Node {
+    output: usize,
+    backward: Backward,
+}
+
+/// What was computed in this step, in order.
+#[derive(Default)]
+pub struct Tape {
+    recording: bool,
+    nodes: Vec<Node>,
+    /// Number of gradient slots handed out, to leaves and to outputs of nodes.
+    slots: usize,
+}
+
+impl Tape {
+    /// A tape that records.
+    pub fn new() -> Self {
+        Self { recording: true, ..Self::default() }
+    }
+
+    /// A tape that records nothing: for evaluation.
+    pub fn off() -> Self {
+        Self::default()
+    }
+
+    /// Whether operations are recorded.
+    pub fn is_recording(&self) -> bool {
+        self.recording
+    }
+
+    /// A variable whose gradient is wanted: a parameter.
+    pub fn leaf(&mut self, value: Tensor) -> Var {
+        let id = self.recording.then(|| self.slot());
+        Var { value, id }
+    }
+
+    fn slot(&mut self) -> usize {
+        self.slots += 1;
+        self.slots - 1
+    }
+
+    /// Makes `value` the output of an operation on `inputs`.
+    ///
+    /// `backward` receives the gradient of the output and, for each input, whether its gradient is needed, and
+    /// returns one gradient for each input that needs one (what it returns for others is dropped).
+    pub fn record<const N: usize>(
+        &mut self,
+        inputs: [&Var; N],
+        value: Tensor,
+        backward: impl FnOnce(Tensor, [bool; N]) -> Result<[Option<Tensor>; N]> + Send + 'static,
+    ) -> Var {
+        self.record_keys(inputs.map(Var::key), value, backward)
+    }
+
+    /// [`Tape::record`] for an operation that has already given up the tensor of an input.
+    pub fn record_keys<const N: usize>(
+        &mut self,
+        inputs: [Key; N],
+        value: Tensor,
+        backward: impl FnOnce(Tensor, [bool; N]) -> Result<[Option<Tensor>; N]> + Send + 'static,
+    ) -> Var {
+        if !self.recording || inputs.iter().all(|input| input.id.is_none()) {
+            return Var::constant(value);
+        }
+        let output = self.slot();
+        let backward: Backward = Box::new(move |dy, gradients| {
+            let grads = backward(dy, inputs.map(|input| input.id.is_some()))?;
+            for (Key { id, shape }, grad) in inputs.into_iter().zip(grads) {
+                let Some(id) = id else { continue };
+                let grad = grad.ok_or(Error::NoBackward { op: "an operation that gave no gradient" })?;
+                if grad.shape() != shape {
+                    let why = "a gradient does not have its input's shape";
+                    return Err(Error::shape("backward", why, &[shape, grad.shape()]));
+                }
+                gradients.add(id, grad)?;
+            }
+            Ok(())
+        });
+        self.nodes.push(Node { output, backward });
+        Var { value, id: Some(output) }
+    }
+
+    /// Guards an operation that has no backward: never a silent zero.
+    ///
+    /// # Errors
+    /// [`Error::NoBackward`] when an input needs a gradient.
+    pub fn forward_only<const N: usize>(&self, op: &'static str, inputs: [&Var; N]) -> Result<()> {
+        match inputs.iter().any(|v| v.needs_grad()) {
+            true => Err(Error::NoBackward { op }),
+            false => Ok(()),
+        }
+    }
+
+    /// The gradients of the scalar `loss` with respect to every leaf. Each intermediate gradient, and everything
+    /// a closure holds, is freed as soon as it was used.
+    ///
+    /// # Errors
+    /// When `loss` has more than one element or was not recorded here, or a backward fails.
+    pub fn backward(self, loss: &Var) -> Result<Gradients> {
+        let id = loss.id.ok_or(Error::NoBackward { op: "backward of a constant" })?;
+        if loss.value.len() != 1 {
+            return Err(Error::shape("backward", "a loss is a single number", &[loss.shape()]));
+        }
+        self.backward_from(id, Tensor::full(loss.shape(), 1.0))
+    }
+
+    /// Like [`Tape::backward`], from the gradient `seed` of a variable of any shape.
+    ///
+    /// # Errors
+    /// When `seed` has another shape than `output`, or a backward fails.
+    pub fn backward_with(self, output: &Var, seed: Tensor) -> Result<Gradients> {
+        let id = output.id.ok_or(Error::NoBackward { op: "backward of a constant" })?;
+        if output.shape() != seed.shape() {
+            return Err(Error::shape("backward", "the shapes differ", &[output.shape(), seed.shape()]));
+        }
+        self.backward_from(id, seed)
+    }
+
+    fn backward_from(self, id: usize, seed: Tensor) -> Result<Gradients> {
+        let mut gradients = Gradients { slots: vec![None; self.slots] };
+        gradients.slots[id] = Some(seed);
+        for node in self.nodes.into_iter().rev() {
+            if let Some(dy) = gradients.slots[node.output].take() {
+                (node.backward)(dy, &mut gradients)?;
+            }
+        }
+        Ok(gradients)
+    }
+}
+
+/// What [`Tape::backward`] gives: the gradient of each leaf that the loss depends on.
+pub struct Gradients {
+    slots: Vec<Option<Tensor>>,
+}
+
+impl Gradients {
+    /// The gradient of a leaf; `None` when the loss does not depend on it.
+    pub fn take(&mut self, leaf: &Var) -> Option<Tensor> {
+        self.slots.get_mut(leaf.id?)?.take()
+    }
+
+    /// The first contribution moves in, later ones add to it.
+    fn add(&mut self, id: usize, grad: Tensor) -> Result<()> {
+        match &mut self.slots[id] {
+            Some(sum) => sum.add_assign(&grad),
+            empty => {
+                *empty = Some(grad);
+                Ok(())
+            }
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! Contiguous, channels-last tensors.
+//!
+//! A [`Tensor`] is a shape and a contiguous range of a shared [`Buffer`]; there are no strides. Cloning one, or
+//! taking a range of its leading axis, copies nothing. Writing to one that shares its buffer copies it first.
+
+mod buffer;
+mod dtype;
+mod shape;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+pub use buffer::{Buffer, live_bytes, peak_bytes, reset_peak_bytes};
+pub use dtype::{DType, Element};
+pub use shape::{MAX_RANK, Shape};
+
+use crate::{Error, Result};
+
+/// A contiguous array of numbers in row-major order; the last axis of a feature map is its channels.
+///
+/// A feature map is `(S, B, H, W, C)`: streams, batch, rows, columns, channels. Its tokens `(S, B, H·W, C)` are
+/// the same bytes.
+#[derive(Clone)]
+pub struct Tensor {
+    shape: Shape,
+    dtype: DType,
+    buffer: Arc<Buffer>,
+    /// First element of this tensor within the buffer.
+    start: usize,
+}
+
+impl Tensor {
+    /// A float32 tensor of zeros.
+    pub fn zeros(shape: impl Into<Shape>) -> Self {
+        Self::full(shape, 0.0)
+    }
+
+    /// A float32 tensor that holds `value` everywhere.
+    pub fn full(shape: impl Into<Shape>, value: f32) -> Self {
+        let mut t = Self::scratch(shape);
+        t.f32_mut().fill(value);
+        t
+    }
+
+    /// A float32 tensor of arbitrary content, for a kernel that writes every element.
+    pub fn scratch(shape: impl Into<Shape>) -> Self {
+        Self::scratch_of(shape, DType::F32)
+    }
+
+    /// A tensor of arbitrary content, for a kernel that writes every element.
+    pub fn scratch_of(shape: impl Into<Shape>, dtype: DType) -> Self {
+        let shape = shape.into();
+        let buffer = Arc::new(Buffer::new(shape.len() * dtype.size()));
+        Self { shape, dtype, buffer, start: 0 }
+    }
+
+    /// Copies `data`, in row-major order.
+    ///
+    /// # Errors
+    /// When `data` does not have as many elements as `shape`.
+    pub fn from_slice<T: Element>(shape: impl Into<Shape>, data: &[T]) -> Result<Self> {
+        let shape = shape.into();
+        if shape.len() != data.len() {
+            let why = format!("{} elements were given for {}", data.len(), shape.len());
+            return Err(Error::shape("tensor", why, &[shape]));
+        }
+        let mut t = Self::scratch_of(shape, T::DTYPE);
+        t.as_mut_slice().copy_from_slice(data);
+        Ok(t)
+    }
+
+    /// A float32 tensor of one element and shape `(1)`.
+    pub fn scalar(value: f32) -> Self {
+        Self::full([1], value)
+    }
+
+    /// The shape.
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// The length of axis `axis`.
+    pub fn dim(&self, axis: usize) -> usize {
+        self.shape[axis]
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.shape.len()
+    }
+
+    /// Whether there is no element.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The type of the elements.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// The elements.
+    ///
+    /// # Panics
+    /// When `T` is not the tensor's type: a mistake in the program, never in its input.
+    pub fn as_slice<T: Element>(&self) -> &[T] {
+        assert_eq!(T::DTYPE, self.dtype, "a {} tensor was read as {}", self.dtype, T::DTYPE);
+        &self.buffer.as_slice()[self.start..self.start + self.len()]
+    }
+
+    /// The elements for writing; a shared buffer is copied first, so no other tensor changes.
+    ///
+    /// # Panics
+    /// When `T` is not the tensor's type.
+    pub fn as_mut_slice<T: Element>(&mut self) -> &mut [T] {
+        assert_eq!(T::DTYPE, self.dtype, "a {} tensor was written as {}", self.dtype, T::DTYPE);
+        let len = self.len();
+        if Arc::get_mut(&mut self.buffer).is_none() {
+            let mut own = Buffer::new(len * self.dtype.size());
+            own.as_mut_slice::<T>()[..len].copy_from_slice(self.as_slice());
+            (self.buffer, self.start) = (Arc::new(own), 0);
+        }
+        let buffer = Arc::get_mut(&mut self.buffer).expect("the buffer was just made unique");
+        &mut buffer.as_mut_slice()[self.start..self.start + len]
+    }
+
+    /// The elements of a float32 tensor. Panics on another type, as [`Tensor::as_slice`] does.
+    pub fn f32(&self) -> &[f32] {
+        self.as_slice()
+    }
+
+    /// The elements of a float32 tensor for writing. Panics on another type, as [`Tensor::as_mut_slice`] does.
+    pub fn f32_mut(&mut self) -> &mut [f32] {
+        self.as_mut_slice()
+    }
+
+    /// The only element of a float32 tensor, or its first.
+    pub fn item(&self) -> f32 {
+        self.f32()[0]
+    }
+
+    /// The same elements under another shape.
+    ///
+    /// # Errors
+    /// When the number of elements differs.
+    pub fn reshape(&self, shape: impl Into<Shape>) -> Result<Self> {
+        let shape = shape.into();
+        if shape.len() != self.len() {
+            return Err(Error::shape("reshape", "the number of elements differs", &[self.shape, shape]));
+        }
+        Ok(Self { shape, ..self.clone() })
+    }
+
+    /// The part `range` of the leading axis, sharing the buffer: stream 1 of a feature map is `narrow(1..2)`.
+    ///
+    /// # Errors
+    /// When the range reaches past the leading axis.
+    pub fn narrow(&self, range: Range<usize>) -> Result<Self> {
+        let rank = self.shape.rank();
+        if rank == 0 || range.start > range.end || range.end > self.shape[0] {
+            let why = format!("{range:?} is not within the leading axis");
+            return Err(Error::shape("narrow", why, &[self.shape]));
+        }
+        let row = self.len().checked_div(self.shape[0]).unwrap_or(0);
+        let shape = self.shape.with_dim(0, range.len());
+        Ok(Self { shape, start: self.start + range.start * row, ..self.clone() })
+    }
+
+    /// The same numbers stored as `dtype`; float16 and bfloat16 round to nearest even.
+    ///
+    /// # Errors
+    /// When either type is an integer type and the other is not.
+    pub fn cast(&self, dtype: DType) -> Result<Self> {
+        use half::slice::HalfFloatSliceExt;
+        let mut out = Self::scratch_of(self.shape, dtype);
+        match (self.dtype, dtype) {
+            (a, b) if a == b => return Ok(self.clone()),
+            (DType::F32, DType::F16) => out.as_mut_slice::<half::f16>().convert_from_f32_slice(self.f32()),
+            (DType::F32, DType::BF16) => out.as_mut_slice::<half::bf16>().convert_from_f32_slice(self.f32()),
+            (DType::F16, DType::F32) => self.as_slice::<half::f16>().convert_to_f32_slice(out.f32_mut()),
+            (DType::BF16, DType::F32) => self.as_slice::<half::bf16>().convert_to_f32_slice(out.f32_mut()),
+            (DType::F16, DType::BF16) | (DType::BF16, DType::F16) => {
+                return self.cast(DType::F32)?.cast(dtype);
+            }
+            (from, to) => {
+                let why = format!("no conversion from {from} to {to}");
+                return Err(Error::shape("cast", why, &[self.shape]));
+            }
+        }
+        Ok(out)
+    }
+
+    /// Adds `other` to every element in place.
+    ///
+    /// # Errors
+    /// When the shapes differ.
+    pub fn add_assign(&mut self, other: &Tensor) -> Result<()> {
+        if self.shape != other.shape {
+            return Err(Error::shape("add", "the shapes differ", &[self.shape, other.shape]));
+        }
+        crate::cpu::elementwise::add_assign(self.f32_mut(), other.f32());
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for Tensor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Tensor({}, {})", self.dtype, self.shape)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn writing_to_a_shared_buffer_leaves_the_others_alone() {
+        let a = Tensor::from_slice([2, 2], &[1.0f32, 2.0, 3.0, 4.0]).unwrap();
+        let mut b = a.narrow(1..2).unwrap();
+        b.f32_mut()[0] = 9.0;
+        assert_eq!(a.f32(), [1.0, 2.0, 3.0, 4.0]);
+        assert_eq!(b.f32(), [9.0, 4.0]);
+    }
+
+    #[test]
+    fn half_types_round_to_nearest_even() {
+        let x = Tensor::from_slice([4], &[1.0f32, 0.1, 65519.0, 1e-8]).unwrap();
+        let f16 = x.cast(DType::F16).unwrap().cast(DType::F32).unwrap();
+        assert_eq!(f16.f32(), [1.0, 0.099_975_586, 65504.0, 0.0]);
+        let bf16 = x.cast(DType::BF16).unwrap().cast(DType::F32).unwrap();
+        assert_eq!(bf16.f32(), [1.0, 0.100_097_656, 65536.0, 1.001_171_8e-8]);
+    }
+
+    #[test]
+    fn shape_errors_name_the_operation_and_both_shapes() {
+        let mut a = Tensor::zeros([2, 3]);
+        let e = a.add_assign(&Tensor::zeros([3, 2])).unwrap_err().to_string();
+        assert_eq!(e, "add: the shapes differ; shapes (2, 3) and (3, 2)");
+        let e = a.reshape([4]).unwrap_err().to_string();
+        assert_eq!(e, "reshape: the number of elements differs; shapes (2, 3) and (4)");
+        assert!(a.narrow(1..3).is_err());
+        assert!(Tensor::from_slice([3], &[1.0f32]).is_err());
+        assert!(a.cast(DType::U8).is_err());
+    }
+}
