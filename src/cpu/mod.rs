@@ -4,11 +4,25 @@
 //! Work is divided by shape alone, never by the number of threads, and partial sums are added in a fixed order, so
 //! results have the same bits on any number of threads.
 
+pub mod adamw;
+pub mod argmax;
+pub mod attention;
+pub mod batch_norm;
+pub mod conv;
+pub mod depthwise;
 pub mod elementwise;
+pub mod fusion_loss;
+pub mod gate;
+pub mod layer_norm;
 pub mod linear;
+pub mod loss;
+pub mod mask;
 pub mod math;
 pub mod matmul;
+pub mod pool;
+pub mod realign;
 pub mod reduce;
+pub mod resize;
 
 /// Runs `f` compiled for the widest vector instructions of this processor.
 ///

@@ -1,1 +1,5 @@
-//! To come.
+//! The network.
+
+mod config;
+
+pub use config::{Arch, Encoder, ModelConfig};

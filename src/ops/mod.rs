@@ -2,8 +2,36 @@
 //!
 //! Feature maps are `(S, B, H, W, C)`: streams, batch, rows, columns, channels. Weights have the leading axis S too.
 
+mod argmax;
+mod attention;
+mod batch_norm;
+mod conv;
+mod depthwise;
 mod elementwise;
+mod fusion_loss;
+mod gate;
+mod layer_norm;
 mod linear;
+mod loss;
+mod mask;
+mod pool;
+mod realign;
+mod resize;
+mod structure;
 
-pub use elementwise::{add, gelu, relu, sigmoid};
-pub use linear::{linear, linear_add};
+pub use argmax::*;
+pub use attention::*;
+pub use batch_norm::*;
+pub use conv::*;
+pub use depthwise::*;
+pub use elementwise::*;
+pub use fusion_loss::*;
+pub use gate::*;
+pub use layer_norm::*;
+pub use linear::*;
+pub use loss::*;
+pub use mask::*;
+pub use pool::*;
+pub use realign::*;
+pub use resize::*;
+pub use structure::*;

@@ -1,0 +1,177 @@
+//! The network's numbers.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// Which of the two published forms of the network is computed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Arch {
+    /// What the authors' published checkpoints were trained with.
+    #[default]
+    Release,
+    /// The equations of the paper as printed.
+    Paper,
+}
+
+/// The size of the two encoder streams.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+#[expect(missing_docs, reason = "the names of the published sizes; nano is for tests and the demonstration")]
+pub enum Encoder {
+    Nano,
+    B0,
+    B1,
+    B2,
+    B3,
+    #[default]
+    B4,
+    B5,
+}
+
+impl Encoder {
+    /// All sizes, smallest first.
+    pub const ALL: [Self; 7] = [Self::Nano, Self::B0, Self::B1, Self::B2, Self::B3, Self::B4, Self::B5];
+
+    /// The name: `nano`, `b0`, …, `b5`.
+    pub fn name(self) -> &'static str {
+        ["nano", "b0", "b1", "b2", "b3", "b4", "b5"][self as usize]
+    }
+}
+
+impl std::fmt::Display for Arch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Release => "release",
+            Self::Paper => "paper",
+        })
+    }
+}
+
+impl std::fmt::Display for Encoder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Every number that the network's shape and arithmetic depend on. The arrays are by level, finest first.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ModelConfig {
+    /// `release` or `paper`.
+    pub arch: Arch,
+    /// Number of classes.
+    pub classes: usize,
+    /// Channels.
+    pub dims: [usize; 4],
+    /// Attention heads.
+    pub heads: [usize; 4],
+    /// Transformer blocks.
+    pub depths: [usize; 4],
+    /// Spatial reduction of keys and values.
+    pub sr: [usize; 4],
+    /// Hidden channels of a Mix-FFN over its channels.
+    pub mlp_ratio: usize,
+    /// Channels D of the segmentation head.
+    pub decoder_dim: usize,
+    /// Channels of the fusion head.
+    pub fusion_dim: usize,
+    /// Similarity threshold τ of the paper's gate (eq. 1).
+    pub tau: f32,
+    /// ε of the batch norms.
+    pub bn_eps: f32,
+    /// Momentum of the batch norms' running statistics.
+    pub bn_momentum: f32,
+    /// Drop path rate of the last block; the blocks before it rise to it linearly from 0.
+    pub drop_path: f32,
+    /// Channel dropout before the last layer of the segmentation head.
+    pub dropout: f32,
+}
+
+impl Default for ModelConfig {
+    fn default() -> Self {
+        Self::new(Encoder::default(), Arch::default(), 9)
+    }
+}
+
+impl ModelConfig {
+    /// The published numbers of a size.
+    pub fn new(encoder: Encoder, arch: Arch, classes: usize) -> Self {
+        let nano = encoder == Encoder::Nano;
+        Self {
+            arch,
+            classes,
+            dims: match encoder {
+                Encoder::Nano => [16, 32, 64, 128],
+                Encoder::B0 => [32, 64, 160, 256],
+                _ => [64, 128, 320, 512],
+            },
+            heads: if nano { [1, 2, 4, 8] } else { [1, 2, 5, 8] },
+            depths: match encoder {
+                Encoder::Nano => [1, 1, 2, 1],
+                Encoder::B0 | Encoder::B1 => [2, 2, 2, 2],
+                Encoder::B2 => [3, 4, 6, 3],
+                Encoder::B3 => [3, 4, 18, 3],
+                Encoder::B4 => [3, 8, 27, 3],
+                Encoder::B5 => [3, 6, 40, 3],
+            },
+            sr: [8, 4, 2, 1],
+            mlp_ratio: if nano { 2 } else { 4 },
+            decoder_dim: if nano { 32 } else { 512 },
+            fusion_dim: 16,
+            tau: 0.4,
+            bn_eps: 1e-5,
+            bn_momentum: 0.1,
+            drop_path: 0.1,
+            dropout: 0.1,
+        }
+    }
+
+    /// The named size with these dims and depths, if there is one.
+    pub fn encoder(&self) -> Option<Encoder> {
+        Encoder::ALL.into_iter().find(|&e| {
+            let named = Self::new(e, self.arch, self.classes);
+            (named.dims, named.depths, named.heads, named.sr, named.mlp_ratio)
+                == (self.dims, self.depths, self.heads, self.sr, self.mlp_ratio)
+        })
+    }
+
+    /// Checks what the layers rely on.
+    ///
+    /// # Errors
+    /// Names the first number that cannot be used.
+    pub fn validate(&self) -> Result<()> {
+        let fail = |what: String| Err(Error::Config(what));
+        if !(1..=255).contains(&self.classes) {
+            return fail(format!("classes = {}: must be 1 to 255 (255 marks ignored pixels)", self.classes));
+        }
+        for level in 0..4 {
+            let (dim, heads, sr) = (self.dims[level], self.heads[level], self.sr[level]);
+            if dim == 0 || dim % 4 != 0 || heads == 0 || dim % heads != 0 {
+                return fail(format!(
+                    "level {}: dims = {dim} must be a positive multiple of 4 and of heads = {heads}",
+                    level + 1
+                ));
+            }
+            if !(1..=8).contains(&sr) {
+                return fail(format!("level {}: sr = {sr} must be 1 to 8", level + 1));
+            }
+        }
+        if self.mlp_ratio == 0 || self.decoder_dim == 0 || self.fusion_dim == 0 {
+            return fail("mlp_ratio, decoder_dim and fusion_dim must be positive".into());
+        }
+        for (name, rate) in [("drop_path", self.drop_path), ("dropout", self.dropout)] {
+            if !(0.0..1.0).contains(&rate) {
+                return fail(format!("{name} = {rate}: must be at least 0 and below 1"));
+            }
+        }
+        if self.bn_eps.is_nan() || self.bn_eps <= 0.0 || !(0.0..=1.0).contains(&self.bn_momentum) {
+            return fail(format!(
+                "bn_eps = {} must be positive and bn_momentum = {} between 0 and 1",
+                self.bn_eps, self.bn_momentum
+            ));
+        }
+        Ok(())
+    }
+}
