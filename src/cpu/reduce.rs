@@ -49,3 +49,52 @@ pub fn sum_columns(x: &[f32], width: usize) -> Vec<f32> {
         },
     )
 }
+
+/// Adds up what `block(i, sums)` writes for `i` in `0..blocks`, in the order of `i`; `sums` starts at zero.
+///
+/// For sums over tiles that their caller divides: the division, and so the result, does not depend on threads.
+pub fn sum_blocks(blocks: usize, width: usize, block: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
+    /// Partial sums alive at once; a fixed number, so that the order of the additions is fixed too.
+    const AT_ONCE: usize = 8;
+    let mut total = vec![0.0f32; width];
+    for first in (0..blocks).step_by(AT_ONCE) {
+        let partial: Vec<Vec<f32>> = (first..blocks.min(first + AT_ONCE))
+            .into_par_iter()
+            .map(|i| {
+                let mut sums = vec![0.0; width];
+                block(i, &mut sums);
+                sums
+            })
+            .collect();
+        for sums in &partial {
+            super::elementwise::add_assign(&mut total, sums);
+        }
+    }
+    total
+}
+
+/// The largest of `x`, negative infinity when there is none. NaN is passed over.
+#[inline(always)]
+pub fn max(x: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; 16];
+    let (chunks, tail) = x.as_chunks::<16>();
+    for chunk in chunks {
+        for (m, &v) in lanes.iter_mut().zip(chunk) {
+            *m = if v > *m { v } else { *m };
+        }
+    }
+    lanes.into_iter().chain(tail.iter().copied()).fold(f32::NEG_INFINITY, |m, v| if v > m { v } else { m })
+}
+
+/// Σ a·b.
+#[inline(always)]
+pub fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut lanes = [0.0f32; 16];
+    let ((a, a_tail), (b, b_tail)) = (a.as_chunks::<16>(), b.as_chunks::<16>());
+    for (a, b) in a.iter().zip(b) {
+        for ((s, &a), &b) in lanes.iter_mut().zip(a).zip(b) {
+            *s = a.mul_add(b, *s);
+        }
+    }
+    lanes.iter().sum::<f32>() + a_tail.iter().zip(b_tail).map(|(&a, &b)| a * b).sum::<f32>()
+}
