@@ -8,16 +8,15 @@ pub mod cli;
 pub mod cpu;
 pub mod data;
 mod error;
-pub mod infer;
 pub mod metrics;
 pub mod model;
 pub mod nn;
 pub mod ops;
 pub mod random;
-pub mod report;
 pub mod tape;
 pub mod tensor;
 pub mod train;
+pub mod verify;
 
 pub use error::{Error, Result};
 pub use tape::{Tape, Var};

@@ -1,2 +1,5 @@
-//! x
-fn main() {}
+//! The `amdanet` program.
+
+fn main() -> std::process::ExitCode {
+    amdanet::cli::main()
+}

@@ -45,6 +45,11 @@ impl Var {
         self.value.shape()
     }
 
+    /// Whether both are the same output of the same operation, or the same leaf.
+    pub fn is(&self, other: &Var) -> bool {
+        self.id.is_some() && self.id == other.id
+    }
+
     /// What a tape needs to know of it.
     pub fn key(&self) -> Key {
         Key { id: self.id, shape: self.shape() }

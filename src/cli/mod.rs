@@ -1,1 +1,157 @@
-//! To come.
+//! The command line. Each command is one file; results go to standard output, everything else to standard error.
+
+mod bench;
+mod convert;
+mod demo;
+mod eval;
+mod info;
+mod progress;
+mod run;
+mod synth;
+mod train;
+mod verify;
+
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+use std::str::FromStr;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::{Error, Result};
+
+/// Fuses registered visible and infrared pictures and labels every pixel, with AMDANet.
+#[derive(Parser)]
+#[command(name = "amdanet", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Draw scenes, train a small network on them for a minute, and show what it does on unseen ones
+    Demo(demo::Demo),
+    /// Train a network
+    Train(train::Train),
+    /// Measure a network on a labelled data set
+    Eval(eval::Eval),
+    /// Fuse and label pairs of pictures
+    Run(run::Run),
+    /// Measure speed and memory
+    #[command(subcommand)]
+    Bench(bench::Bench),
+    /// Hold this program against golden files of the reference
+    Verify(verify::Verify),
+    /// Show what a network is made of and what it costs
+    Info(info::Info),
+    /// Convert a checkpoint of any known kind into this program's own
+    Convert(convert::Convert),
+    /// Draw a data set of synthetic street scenes
+    Synth(synth::Synth),
+}
+
+/// Where and how to compute.
+#[derive(Args, Clone)]
+struct Machine {
+    /// Device: auto or cpu
+    #[arg(long, default_value = "auto", value_parser = device)]
+    device: String,
+    /// Type of the arithmetic: f32
+    #[arg(long, default_value = "f32", value_parser = precision)]
+    precision: String,
+    /// Threads [default: one for each core]
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+}
+
+fn device(text: &str) -> Result<String, String> {
+    match text {
+        "auto" | "cpu" => Ok("cpu".into()),
+        _ if text.starts_with("cuda") => Err("this program was built without CUDA: use cpu".into()),
+        _ => Err("the devices are auto and cpu".into()),
+    }
+}
+
+fn precision(text: &str) -> Result<String, String> {
+    match text {
+        "f32" => Ok(text.into()),
+        "tf32" | "f16" | "bf16" => Err("the CPU computes in f32".into()),
+        _ => Err("the precisions are f32".into()),
+    }
+}
+
+impl Machine {
+    /// Sets the number of threads of everything that follows.
+    fn set_up(&self) -> Result<()> {
+        let Some(threads) = self.threads else { return Ok(()) };
+        if !(1..=1024).contains(&threads) {
+            return Err(Error::Config(format!("--threads {threads}: must be 1 to 1024")));
+        }
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+        pool.map_err(|e| Error::Config(format!("--threads {threads}: {e}")))
+    }
+}
+
+/// Height and width, written `480x640`.
+#[derive(Clone, Copy, Debug)]
+struct Size {
+    height: usize,
+    width: usize,
+}
+
+impl FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let sides = text.split_once('x').and_then(|(h, w)| Some((h.parse().ok()?, w.parse().ok()?)));
+        match sides {
+            Some((height, width)) if (32..=16384).contains(&height) && (32..=16384).contains(&width) => {
+                Ok(Self { height, width })
+            }
+            Some(_) => Err("both sides must be 32 to 16384".into()),
+            None => Err("a size is written HEIGHTxWIDTH, as 480x640".into()),
+        }
+    }
+}
+
+/// Runs the command that the arguments name. The exit code is 0, 1 after an error, 2 after a usage error.
+pub fn main() -> ExitCode {
+    let command = Cli::parse().command;
+    let done = match command {
+        Command::Demo(c) => c.run(),
+        Command::Train(c) => c.run(),
+        Command::Eval(c) => c.run(),
+        Command::Run(c) => c.run(),
+        Command::Bench(c) => c.run(),
+        Command::Verify(c) => c.run(),
+        Command::Info(c) => c.run(),
+        Command::Convert(c) => c.run(),
+        Command::Synth(c) => c.run(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            // Errors of libraries may span lines; ours is one.
+            let line = e.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+            let _ = writeln!(std::io::stderr(), "{} {line}", paint("error:", "1;31"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// `text` in a colour, if standard error is a terminal.
+fn paint(text: &str, code: &str) -> String {
+    if std::io::stderr().is_terminal() { format!("\x1b[{code}m{text}\x1b[0m") } else { text.into() }
+}
+
+/// Writes a line to standard output; a closed pipe is no error.
+fn say(line: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+/// Writes one JSON object to standard output.
+fn say_json(value: &impl serde::Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(value).map_err(|e| Error::Config(format!("JSON: {e}")))?;
+    say(text);
+    Ok(())
+}

@@ -1,5 +1,14 @@
-//! The network.
+//! The network, one file for each module of the paper.
 
+mod amdanet;
 mod config;
+mod cost;
+mod global_alignment;
+mod heads;
+mod local_alignment;
+mod mit;
+mod sci;
 
+pub use amdanet::{Amdanet, Features, MaskedOutput, Masking, Output, SMALLEST_SIDE};
+pub use cost::Cost;
 pub use config::{Arch, Encoder, ModelConfig};

@@ -1,1 +1,11 @@
-//! To come.
+//! Training: losses, optimizer, schedule, the loop.
+
+mod config;
+mod losses;
+mod optimizer;
+mod trainer;
+
+pub use config::{AugmentConfig, Config, OptimizerConfig, Preset, Recipe, RunConfig};
+pub use losses::{LossWeights, Losses, Targets, losses};
+pub use optimizer::Optimizer;
+pub use trainer::{Examples, Progress, Trainer};

@@ -1,0 +1,66 @@
+//! Progress: a bar on a terminal, plain lines otherwise.
+
+use std::io::{IsTerminal, Write};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// How far a long piece of work is, on standard error.
+pub struct Progress {
+    bar: Option<ProgressBar>,
+    what: String,
+    total: usize,
+    done: usize,
+    next_line: Instant,
+}
+
+/// Time between plain lines.
+const INTERVAL: Duration = Duration::from_secs(10);
+
+impl Progress {
+    /// `total` units of work, called `what`.
+    pub fn new(what: &str, total: usize) -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let template = "{prefix} [{bar:30}] {pos}/{len} {elapsed}<{eta} {msg}";
+            let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+            ProgressBar::new(total as u64).with_style(style.progress_chars("█▌ ")).with_prefix(what.to_string())
+        });
+        Self { bar, what: what.into(), total, done: 0, next_line: Instant::now() + INTERVAL }
+    }
+
+    /// One unit more is done; `message` says how it goes.
+    pub fn step(&mut self, message: impl std::fmt::Display) {
+        self.done += 1;
+        match &self.bar {
+            Some(bar) => {
+                bar.set_message(message.to_string());
+                bar.inc(1);
+            }
+            None if Instant::now() >= self.next_line => {
+                self.next_line = Instant::now() + INTERVAL;
+                let _ = writeln!(std::io::stderr(), "{} {}/{} {message}", self.what, self.done, self.total);
+            }
+            None => {}
+        }
+    }
+
+    /// A line above the bar.
+    pub fn note(&self, line: impl std::fmt::Display) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| {
+                let _ = writeln!(std::io::stderr(), "{line}");
+            }),
+            None => {
+                let _ = writeln!(std::io::stderr(), "{line}");
+            }
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}

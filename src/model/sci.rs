@@ -1,0 +1,40 @@
+//! Semantic consistency inference (eqs. 1-5): suppresses what one stream says and the other contradicts.
+
+use super::config::{Arch, ModelConfig};
+use crate::nn::{Init, Layout, Linear, ParamId, Pass, Role, Scope};
+use crate::{Result, Var, ops};
+
+/// The module of one level.
+pub struct Sci {
+    reduce: Linear,
+    score: Linear,
+    lambda: ParamId,
+    tau: Option<f32>,
+}
+
+impl Sci {
+    /// The module called `sci_i` for a level with `dim` channels.
+    pub fn new(scope: &mut Scope, config: &ModelConfig, dim: usize) -> Self {
+        Self {
+            reduce: Linear::new(&mut scope.child("mlp.0"), 2 * dim, dim, true),
+            score: Linear::new(&mut scope.child("mlp.2"), dim, 1, true),
+            lambda: scope.param("lambda_param", Layout::Scalar, [], Init::Constant(0.5), Role::NoDecay),
+            tau: (config.arch == Arch::Paper).then_some(config.tau),
+        }
+    }
+
+    /// x `(2, B, H, W, C)` -> the same shape. In release the streams come out exchanged.
+    ///
+    /// # Errors
+    /// When the shapes do not fit.
+    pub fn forward(&self, pass: &mut Pass, x: &Var) -> Result<Var> {
+        let both = ops::concat_streams(&mut pass.tape, x)?;
+        let hidden = self.reduce.forward(pass, &both)?;
+        drop(both);
+        let hidden = ops::relu(&mut pass.tape, &hidden);
+        let score = self.score.forward(pass, &hidden)?;
+        let m = ops::sigmoid(&mut pass.tape, &score);
+        let lambda = pass.param(self.lambda);
+        ops::gate(&mut pass.tape, x, &m, &lambda, self.tau)
+    }
+}

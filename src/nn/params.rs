@@ -1,0 +1,281 @@
+//! Named parameters, and how their published layout maps onto the one that the operations want.
+
+use crate::random::Stream;
+use crate::{Error, Result, Shape, Tensor};
+
+/// How the published tensor of one stream maps onto this program's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Layout {
+    /// The same axes: vectors, and weights of linear layers.
+    Same,
+    /// A single number: published `()`, here `(1)`.
+    Scalar,
+    /// A 1×1 convolution, a linear layer here: published `(O, I, 1, 1)`, here `(O, I)`.
+    Pointwise,
+    /// A 1×1 convolution over a concatenation of equal parts: published `(O, n·I, 1, 1)`, here `(n, O, I)`.
+    PointwiseParts,
+    /// A convolution: published `(O, I, kh, kw)`, here `(O, kh, kw, I)`.
+    Conv,
+    /// A depthwise convolution: published `(C, 1, kh, kw)`, here `(kh, kw, C)`.
+    Depthwise,
+}
+
+/// What a parameter starts as.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Init {
+    /// The same number everywhere.
+    Constant(f32),
+    /// Normal with this standard deviation.
+    Normal(f32),
+    /// Normal with this standard deviation, cut off at ±2.
+    TruncatedNormal(f32),
+}
+
+/// Whether, and how, the optimizer changes a parameter.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Role {
+    /// The weight of a linear or convolution layer: trained with weight decay.
+    Weight,
+    /// Trained without weight decay.
+    NoDecay,
+    /// A running statistic: not trained by gradients.
+    Statistic,
+}
+
+/// The index of a parameter in [`Params`].
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct ParamId(pub(crate) usize);
+
+/// One parameter of all streams that share its shape: `(S, …)`.
+#[derive(Clone, Debug)]
+pub struct Param {
+    /// The published name, one for each stream.
+    pub names: Vec<String>,
+    /// How the published tensor maps onto `value`.
+    pub layout: Layout,
+    /// What the optimizer does with it.
+    pub role: Role,
+    /// What it starts as.
+    pub init: Init,
+    /// The numbers, all streams.
+    pub value: Tensor,
+}
+
+impl Param {
+    /// The shape of one stream's published tensor.
+    pub fn published_shape(&self) -> Vec<usize> {
+        let shape = self.value.shape();
+        match (self.layout, &shape[1..]) {
+            (Layout::Scalar, _) => vec![],
+            (Layout::Pointwise, &[o, i]) => vec![o, i, 1, 1],
+            (Layout::PointwiseParts, &[o, i]) => vec![o, shape[0] * i, 1, 1],
+            (Layout::Conv, &[o, kh, kw, i]) => vec![o, i, kh, kw],
+            (Layout::Depthwise, &[kh, kw, c]) => vec![c, 1, kh, kw],
+            (_, same) => same.to_vec(),
+        }
+    }
+
+    /// Numbers in one stream's published tensor.
+    fn published_len(&self) -> usize {
+        self.value.len() / self.names.len()
+    }
+
+    /// For each number of a published tensor, in its order, its place in this program's.
+    fn places(&self) -> Vec<usize> {
+        let (shape, len) = (self.value.shape(), self.published_len());
+        // (rows, columns) of the published matrix of blocks, transposed here; blocks of `inner` numbers.
+        let transpose = |outer: usize, rows: usize, columns: usize, inner: usize| -> Vec<usize> {
+            let mut places = Vec::with_capacity(len);
+            for o in 0..outer {
+                for (r, c) in (0..rows).flat_map(|r| (0..columns).map(move |c| (r, c))) {
+                    let block = ((o * columns + c) * rows + r) * inner;
+                    places.extend(block..block + inner);
+                }
+            }
+            places
+        };
+        match (self.layout, &shape[1..]) {
+            (Layout::Conv, &[o, kh, kw, i]) => transpose(o, i, kh * kw, 1),
+            (Layout::Depthwise, &[kh, kw, c]) => transpose(1, c, kh * kw, 1),
+            (Layout::PointwiseParts, &[o, i]) => transpose(1, o, shape[0], i),
+            _ => (0..len).collect(),
+        }
+    }
+
+    /// The published tensor of `stream`, taken from `value`: the parameter itself or its gradient.
+    pub fn export(&self, value: &Tensor, stream: usize) -> Vec<f32> {
+        let len = self.published_len();
+        let data = &value.f32()[stream * len..(stream + 1) * len];
+        self.places().into_iter().map(|place| data[place]).collect()
+    }
+
+    /// Overwrites one stream of `value` with a published tensor.
+    ///
+    /// # Errors
+    /// When `data` does not have as many numbers as the published shape.
+    pub fn import(&self, value: &mut Tensor, stream: usize, data: &[f32]) -> Result<()> {
+        let len = self.published_len();
+        if data.len() != len || value.shape() != self.value.shape() {
+            let name = &self.names[stream];
+            return Err(Error::Config(format!("{name}: {} numbers were given for {len}", data.len())));
+        }
+        let out = &mut value.f32_mut()[stream * len..(stream + 1) * len];
+        for (place, &v) in self.places().into_iter().zip(data) {
+            out[place] = v;
+        }
+        Ok(())
+    }
+}
+
+/// All parameters of a network, in the order of their construction.
+#[derive(Clone, Debug, Default)]
+pub struct Params {
+    list: Vec<Param>,
+}
+
+impl Params {
+    /// Number of parameters, each counted once for all its streams.
+    pub fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    /// One parameter.
+    pub fn get(&self, id: ParamId) -> &Param {
+        &self.list[id.0]
+    }
+
+    /// The numbers of one parameter, for writing.
+    pub fn value_mut(&mut self, id: ParamId) -> &mut Tensor {
+        &mut self.list[id.0].value
+    }
+
+    /// All parameters with their indices.
+    pub fn iter(&self) -> impl Iterator<Item = (ParamId, &Param)> {
+        self.list.iter().enumerate().map(|(i, p)| (ParamId(i), p))
+    }
+
+    /// Every published tensor: parameter, stream, name.
+    pub fn published(&self) -> impl Iterator<Item = (ParamId, usize, &str)> {
+        self.iter().flat_map(|(id, p)| p.names.iter().enumerate().map(move |(s, n)| (id, s, n.as_str())))
+    }
+
+    /// Numbers that are trained.
+    pub fn count(&self) -> usize {
+        self.list.iter().filter(|p| p.role != Role::Statistic).map(|p| p.value.len()).sum()
+    }
+
+    /// Draws every parameter anew; the same seed gives the same numbers everywhere.
+    pub fn initialise(&mut self, seed: u64) {
+        for (i, param) in self.list.iter_mut().enumerate() {
+            let mut stream = Stream::new(seed, i as u64);
+            let data = param.value.f32_mut();
+            match param.init {
+                Init::Constant(value) => data.fill(value),
+                Init::Normal(std) => data.iter_mut().for_each(|v| *v = stream.normal() * std),
+                Init::TruncatedNormal(std) => {
+                    data.iter_mut().for_each(|v| *v = stream.truncated_normal(std));
+                }
+            }
+        }
+    }
+}
+
+/// Where in the network parameters are being made: the published prefix of each stream.
+pub struct Scope<'a> {
+    params: &'a mut Params,
+    prefixes: Vec<String>,
+}
+
+impl<'a> Scope<'a> {
+    /// The top of a network.
+    pub fn new(params: &'a mut Params) -> Self {
+        Self { params, prefixes: vec![String::new()] }
+    }
+
+    /// One step down, the same name for every stream.
+    pub fn child(&mut self, name: impl std::fmt::Display) -> Scope<'_> {
+        let prefixes = self.prefixes.iter().map(|p| join(p, &name.to_string())).collect();
+        Scope { params: self.params, prefixes }
+    }
+
+    /// One step down into two streams of equal shape, visible and infrared.
+    pub fn streams(
+        &mut self,
+        visible: impl std::fmt::Display,
+        infrared: impl std::fmt::Display,
+    ) -> Scope<'_> {
+        let prefix = &self.prefixes[0];
+        let prefixes = vec![join(prefix, &visible.to_string()), join(prefix, &infrared.to_string())];
+        Scope { params: self.params, prefixes }
+    }
+
+    /// Number of streams S.
+    pub fn count(&self) -> usize {
+        self.prefixes.len()
+    }
+
+    /// A parameter called `leaf` with `shape` after the stream axis.
+    pub fn param<const N: usize>(
+        &mut self,
+        leaf: &str,
+        layout: Layout,
+        shape: [usize; N],
+        init: Init,
+        role: Role,
+    ) -> ParamId {
+        let names: Vec<String> = self.prefixes.iter().map(|p| join(p, leaf)).collect();
+        let lengths: Vec<usize> = std::iter::once(names.len()).chain(shape).collect();
+        let shape = match layout {
+            Layout::Scalar => Shape::from([1]),
+            // The parts take the place of the streams.
+            Layout::PointwiseParts => Shape::try_from(&lengths[1..]).expect("three axes"),
+            _ => Shape::try_from(&lengths[..]).expect("a weight has at most five axes"),
+        };
+        self.params.list.push(Param { names, layout, role, init, value: Tensor::zeros(shape) });
+        ParamId(self.params.list.len() - 1)
+    }
+}
+
+fn join(prefix: &str, name: &str) -> String {
+    if prefix.is_empty() { name.to_string() } else { format!("{prefix}.{name}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The published tensor 0, 1, 2, … of each layout lands where the operation reads it, and comes back.
+    #[test]
+    fn layouts_round_trip() {
+        let mut params = Params::default();
+        let mut scope = Scope::new(&mut params);
+        let mut streams = scope.streams("a", "b");
+        let zero = Init::Constant(0.0);
+        let conv = streams.param("conv", Layout::Conv, [2, 3, 4, 5], zero, Role::Weight);
+        let deep = streams.param("deep", Layout::Depthwise, [3, 3, 7], zero, Role::Weight);
+        let parts = scope.param("parts", Layout::PointwiseParts, [4, 2, 3], zero, Role::Weight);
+        for (id, stream, name) in params.clone().published() {
+            let param = params.get(id).clone();
+            let len: usize = param.published_shape().iter().product();
+            let data: Vec<f32> = (0..len).map(|i| i as f32).collect();
+            param.import(params.value_mut(id), stream, &data).unwrap();
+            assert_eq!(param.export(&params.get(id).value, stream), data, "{name}");
+            assert!(param.import(params.value_mut(id), stream, &data[1..]).is_err());
+        }
+        // Output 1, row 2, column 3, input 4 of the second stream.
+        let here = ((1 * 3 + 2) * 4 + 3) * 5 + 4;
+        let published = ((1 * 5 + 4) * 3 + 2) * 4 + 3;
+        assert_eq!(params.get(conv).value.f32()[120 + here], published as f32);
+        assert_eq!(params.get(conv).published_shape(), [2, 5, 3, 4]);
+        assert_eq!(params.get(deep).value.f32()[4 * 7 + 6], (6 * 9 + 4) as f32);
+        assert_eq!(params.get(deep).published_shape(), [7, 1, 3, 3]);
+        // Part 2, output 1, input 0: column 2·3 + 0 of row 1.
+        assert_eq!(params.get(parts).value.f32()[2 * 6 + 3], (12 + 6) as f32);
+        assert_eq!(params.get(parts).published_shape(), [2, 12, 1, 1]);
+    }
+}

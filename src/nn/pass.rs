@@ -1,0 +1,117 @@
+//! One forward pass through a network, and the gradients that come back from it.
+
+use super::params::{ParamId, Params};
+use crate::ops::{self, BatchNorm, BatchStatistics};
+use crate::tape::{Tape, Var};
+use crate::{Result, Tensor};
+
+/// The state of one forward pass: parameters, tape, and what training draws and collects.
+pub struct Pass<'a> {
+    params: &'a Params,
+    /// Where operations are recorded.
+    pub tape: Tape,
+    leaves: Vec<Option<Var>>,
+    training: Option<u64>,
+    draws: u64,
+    statistics: Vec<RunningUpdate>,
+}
+
+/// Batch statistics on their way into running statistics.
+#[derive(Clone)]
+pub struct RunningUpdate {
+    /// The running mean and the running variance.
+    pub into: [ParamId; 2],
+    /// What was measured.
+    pub batch: BatchStatistics,
+    /// Weight of the new value.
+    pub momentum: f32,
+}
+
+/// What a training pass yields.
+pub struct Step {
+    /// The gradient of each parameter, by its index; `None` where the loss does not depend on it.
+    pub gradients: Vec<Option<Tensor>>,
+    /// What the pass does to running statistics, in order.
+    pub statistics: Vec<RunningUpdate>,
+}
+
+impl<'a> Pass<'a> {
+    /// A pass that records nothing, with running statistics in the batch norms.
+    pub fn eval(params: &'a Params) -> Self {
+        Self { tape: Tape::off(), training: None, ..Self::train(params, 0) }
+    }
+
+    /// A pass that records, with batch statistics; `seed` decides what drop path and dropout drop.
+    pub fn train(params: &'a Params, seed: u64) -> Self {
+        let leaves = vec![None; params.len()];
+        Self { params, tape: Tape::new(), leaves, training: Some(seed), draws: 0, statistics: Vec::new() }
+    }
+
+    /// Whether this is a training pass.
+    pub fn is_training(&self) -> bool {
+        self.training.is_some()
+    }
+
+    /// The parameter as a variable; the same one each time.
+    pub fn param(&mut self, id: ParamId) -> Var {
+        let (tape, params) = (&mut self.tape, self.params);
+        self.leaves[id.0].get_or_insert_with(|| tape.leaf(params.get(id).value.clone())).clone()
+    }
+
+    /// A seed and a stream number that no other draw of this pass has; `None` in evaluation.
+    pub fn draw(&mut self) -> Option<(u64, u64)> {
+        let seed = self.training?;
+        self.draws += 1;
+        Some((seed, self.draws))
+    }
+
+    /// Batch norm and ReLU of x `(S, B, H, W, C)`; the four parameters are weight, bias, running mean and variance.
+    /// `repeats` is how often the published network computes this very value: the running statistics feel each.
+    ///
+    /// # Errors
+    /// When the shapes do not fit.
+    pub fn batch_norm_relu(
+        &mut self,
+        x: &Var,
+        [weight, bias, mean, variance]: [ParamId; 4],
+        eps: f32,
+        momentum: f32,
+        repeats: usize,
+    ) -> Result<Var> {
+        let (w, b) = (self.param(weight), self.param(bias));
+        let mode = match self.training {
+            Some(_) => BatchNorm::Train,
+            None => BatchNorm::Eval {
+                mean: self.params.get(mean).value.clone(),
+                variance: self.params.get(variance).value.clone(),
+            },
+        };
+        let (y, batch) = ops::batch_norm_relu(&mut self.tape, x, &w, &b, mode, eps)?;
+        if let Some(batch) = batch {
+            let update = RunningUpdate { into: [mean, variance], batch, momentum };
+            self.statistics.extend(std::iter::repeat_n(update, repeats));
+        }
+        Ok(y)
+    }
+
+    /// Differentiates `loss`, and ends the pass.
+    ///
+    /// # Errors
+    /// When `loss` is not a recorded scalar.
+    pub fn backward(self, loss: &Var) -> Result<Step> {
+        let mut gradients = self.tape.backward(loss)?;
+        let gradients = self.leaves.iter().map(|leaf| gradients.take(leaf.as_ref()?)).collect();
+        Ok(Step { gradients, statistics: self.statistics })
+    }
+}
+
+impl RunningUpdate {
+    /// running = (1 − momentum)·running + momentum·batch, with the unbiased variance.
+    pub fn apply(&self, params: &mut Params) {
+        for (id, batch) in self.into.into_iter().zip([&self.batch.mean, &self.batch.variance]) {
+            for (r, &b) in params.value_mut(id).f32_mut().iter_mut().zip(batch.f32()) {
+                *r += self.momentum * (b - *r);
+            }
+        }
+    }
+}

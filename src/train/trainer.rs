@@ -1,0 +1,164 @@
+//! The training step, and the examples it is fed with.
+
+use std::sync::OnceLock;
+
+use super::config::Config;
+use super::losses::{Targets, losses};
+use super::optimizer::Optimizer;
+use crate::cpu::adamw::AdamW;
+use crate::data::{Augment, Batch, Dataset, Sample, augment, batch};
+use crate::model::{Amdanet, Masking};
+use crate::nn::Pass;
+use crate::random::Stream;
+use crate::{Error, Result, ops};
+
+/// What each kind of draw adds to the seed of the run, so that no two share random numbers.
+mod domain {
+    pub const ORDER: u64 = 1 << 40;
+    pub const AUGMENT: u64 = 2 << 40;
+    pub const MASK: u64 = 3 << 40;
+    pub const DROP: u64 = 4 << 40;
+}
+
+/// Decoded samples are kept while all of them together take no more than this.
+const CACHE_BYTES: usize = 1 << 29;
+
+/// The examples of a run. What example `n` is depends on the seed and `n` alone.
+pub struct Examples<'a> {
+    dataset: &'a Dataset,
+    config: &'a Config,
+    cache: Vec<OnceLock<Sample>>,
+}
+
+impl<'a> Examples<'a> {
+    /// The examples of a training list.
+    ///
+    /// # Errors
+    /// When the list is empty.
+    pub fn new(dataset: &'a Dataset, config: &'a Config) -> Result<Self> {
+        if dataset.is_empty() {
+            return Err(Error::Config("the training list has no names: add some to train.txt".into()));
+        }
+        Ok(Self { dataset, config, cache: (0..dataset.len()).map(|_| OnceLock::new()).collect() })
+    }
+
+    /// The epoch that step `step` begins in.
+    pub fn epoch(&self, step: usize) -> usize {
+        step * self.config.run.batch / self.dataset.len()
+    }
+
+    /// The batch of step `step`.
+    ///
+    /// # Errors
+    /// When a file of the data set cannot be read.
+    pub fn batch(&self, step: usize) -> Result<Batch> {
+        use rayon::prelude::*;
+        let first = step * self.config.run.batch;
+        let examples = (first..first + self.config.run.batch).into_par_iter().map(|n| self.example(n));
+        batch(&examples.collect::<Result<Vec<_>>>()?)
+    }
+
+    fn example(&self, n: usize) -> Result<crate::data::Example> {
+        let (seed, a) = (self.config.run.seed, &self.config.augment);
+        let (epoch, position) = (n / self.dataset.len(), n % self.dataset.len());
+        let mut order: Vec<usize> = (0..self.dataset.len()).collect();
+        Stream::new(seed.wrapping_add(domain::ORDER), epoch as u64).shuffle(&mut order);
+        let mut stream = Stream::new(seed.wrapping_add(domain::AUGMENT), n as u64);
+        let how =
+            Augment { size: (a.height, a.width), scales: a.scales.clone(), mirror: a.mirror as f32 };
+        self.with_sample(order[position], |sample| augment(sample, &how, &mut || stream.f32()))
+    }
+
+    fn with_sample<T>(&self, index: usize, f: impl FnOnce(&Sample) -> T) -> Result<T> {
+        if let Some(sample) = self.cache[index].get() {
+            return Ok(f(sample));
+        }
+        let sample = self.dataset.sample(index)?;
+        let bytes = 2 * size_of_val(&sample.visible.rgb[..]);
+        if bytes.saturating_mul(self.dataset.len()) > CACHE_BYTES {
+            return Ok(f(&sample));
+        }
+        Ok(f(self.cache[index].get_or_init(|| sample)))
+    }
+}
+
+/// A network in training.
+pub struct Trainer {
+    /// The network; its parameters change with each step.
+    pub model: Amdanet,
+    optimizer: Optimizer,
+    config: Config,
+}
+
+/// What one step did.
+#[derive(Clone, Debug)]
+pub struct Progress {
+    /// The weighted sum of the terms.
+    pub loss: f32,
+    /// Each term, by its name.
+    pub terms: Vec<(&'static str, f32)>,
+    /// The learning rate of the step.
+    pub lr: f64,
+}
+
+impl Trainer {
+    /// A network that has not been trained by this optimizer yet; `config` has its steps counted.
+    pub fn new(model: Amdanet, config: Config) -> Self {
+        let o = &config.optimizer;
+        let rule = AdamW { beta1: o.beta1, beta2: o.beta2, eps: o.eps };
+        Self { optimizer: Optimizer::new(&model.params, rule, o.weight_decay), model, config }
+    }
+
+    /// Steps taken so far.
+    pub fn steps(&self) -> usize {
+        self.optimizer.steps() as usize
+    }
+
+    /// One step: two predictions, losses, gradients, AdamW.
+    ///
+    /// # Errors
+    /// When shapes do not fit, a label is not a class, or the loss is not finite (nothing is changed then).
+    pub fn step(&mut self, batch: &Batch) -> Result<Progress> {
+        let (step, seed) = (self.steps(), self.config.run.seed);
+        let arch = self.model.config().arch;
+        let mut pass = Pass::train(&self.model.params, seed.wrapping_add(domain::DROP).wrapping_add(step as u64));
+        let masking = self.draw_masks(batch, step);
+        let output = self.model.forward_masked(&mut pass, &batch.visible, &batch.infrared, &masking)?;
+        drop(masking);
+        let Batch { visible, infrared, labels, valid } = batch;
+        let targets = Targets { visible, infrared, labels, valid };
+        let losses = losses(&mut pass.tape, &output, &targets, arch, &self.config.loss)?;
+        drop(output);
+        let loss = losses.total.value().item();
+        if !loss.is_finite() {
+            let terms: Vec<String> = losses.terms.iter().map(|(n, v)| format!("{n} {v}")).collect();
+            return Err(Error::Config(format!(
+                "the loss of step {} is {loss} ({}): lower the learning rate or look at the data",
+                step + 1,
+                terms.join(", ")
+            )));
+        }
+        let taken = pass.backward(&losses.total)?;
+        let lr = self.config.lr(step);
+        self.optimizer.step(&mut self.model.params, taken, lr)?;
+        Ok(Progress { loss, terms: losses.terms, lr })
+    }
+
+    /// One of two choices, and element masks that keep a value with probability `mask_keep`.
+    fn draw_masks(&self, batch: &Batch, step: usize) -> Masking {
+        let run = &self.config.run;
+        let mut stream = Stream::new(run.seed.wrapping_add(domain::MASK), step as u64);
+        let choice = stream.range(2);
+        let seed = stream.u64();
+        let shape = batch.visible.shape();
+        let keep = if self.config.loss.needs_masking() { run.mask_keep as f32 } else { 1.0 };
+        let masks = self
+            .model
+            .mask_shapes(shape[1], shape[2], shape[3], choice)
+            .into_iter()
+            .enumerate()
+            .map(|(level, shape)| ops::feature_mask(shape, keep, seed, level as u64))
+            .collect();
+        Masking { choice, masks }
+    }
+}
