@@ -5,7 +5,10 @@ use rayon::prelude::*;
 use super::simd;
 
 /// Rows that one partial sum covers.
-const ROWS: usize = 256;
+pub const ROWS: usize = 256;
+
+/// Interleaved running sums of [`sum`].
+const LANES: usize = 16;
 
 /// Adds up `row(i, sums)` for `i` in `0..rows`: `row` adds what row `i` contributes to the `width` running sums.
 ///
@@ -26,13 +29,55 @@ pub fn sum_rows(rows: usize, width: usize, row: impl Fn(usize, &mut [f32]) + Syn
             sums
         })
         .collect();
+    combine(&partial, width)
+}
+
+/// Adds up the partial sums of blocks of [`ROWS`] rows, `width` each, in order and in f64.
+pub fn combine(partial: &[Vec<f32>], width: usize) -> Vec<f32> {
     let mut total = vec![0.0f64; width];
-    for sums in &partial {
+    for sums in partial {
         for (t, &s) in total.iter_mut().zip(sums) {
             *t += f64::from(s);
         }
     }
     total.into_iter().map(|t| t as f32).collect()
+}
+
+/// Σᵢ f(x₀[i], x₁[i], …) over slices as long as the first: along the channels of one pixel.
+///
+/// In 16 interleaved sums, because a single one would forbid vector instructions.
+#[inline(always)]
+pub fn sum<const N: usize>(x: [&[f32]; N], f: impl Fn([f32; N]) -> f32) -> f32 {
+    let len = x[0].len();
+    let mut lanes = [0.0f32; LANES];
+    let mut start = 0;
+    while start + LANES <= len {
+        let mut block = [[0.0f32; LANES]; N];
+        for (block, x) in block.iter_mut().zip(&x) {
+            block.copy_from_slice(&x[start..start + LANES]);
+        }
+        for (lane, sum) in lanes.iter_mut().enumerate() {
+            let mut values = [0.0f32; N];
+            for (value, block) in values.iter_mut().zip(&block) {
+                *value = block[lane];
+            }
+            *sum += f(values);
+        }
+        start += LANES;
+    }
+    for i in start..len {
+        let mut values = [0.0f32; N];
+        for (value, x) in values.iter_mut().zip(&x) {
+            *value = x[i];
+        }
+        lanes[i - start] += f(values);
+    }
+    for half in [8, 4, 2, 1] {
+        for lane in 0..half {
+            lanes[lane] += lanes[lane + half];
+        }
+    }
+    lanes[0]
 }
 
 /// The sum of each column of the row-major matrix `x` with `width` columns.

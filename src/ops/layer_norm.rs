@@ -1,1 +1,24 @@
-//! To come.
+//! Layer normalisation.
+
+use crate::cpu::layer_norm as cpu;
+use crate::{Error, Result, Tape, Var};
+
+/// y = (x − μ)/√(σ² + eps)·w + b, μ and σ² over the channels.
+///
+/// x `(S, …, C)`, weight `(S, C)`, bias `(S, C)` -> `(S, …, C)`.
+///
+/// # Errors
+/// When the shapes do not fit.
+pub fn layer_norm(tape: &mut Tape, x: &Var, weight: &Var, bias: &Var, eps: f32) -> Result<Var> {
+    let (xs, ws, bs) = (x.shape(), weight.shape(), bias.shape());
+    if ws.rank() != 2 || xs.rank() < 2 || xs[0] != ws[0] || xs.last() != ws[1] || bs != ws || xs.is_empty() {
+        let why = "x must be (S, ..., C), the weight and the bias (S, C)";
+        return Err(Error::shape("layer_norm", why, &[xs, ws, bs]));
+    }
+    let (y, statistics) = cpu::forward(x.value(), weight.value(), bias.value(), eps);
+    let (xv, wv) = (x.value().clone(), weight.value().clone());
+    Ok(tape.record([x, weight, bias], y, move |dy, _| {
+        let (dx, dw, db) = cpu::backward(dy, &xv, &wv, &statistics)?;
+        Ok([Some(dx), Some(dw), Some(db)])
+    }))
+}

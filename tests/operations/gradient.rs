@@ -92,3 +92,23 @@ pub fn check_with(
         assert_eq!(alone.f32(), all[i].f32(), "the gradient of input {i} depends on which others are needed");
     }
 }
+
+/// Checks that the output and every gradient of `f` have the same bits on one thread and on three.
+pub fn check_threads(inputs: &[Tensor], f: impl Fn(&mut Tape, &[Var]) -> Result<Var> + Sync) {
+    let run = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            let mut tape = Tape::new();
+            let vars: Vec<Var> = inputs.iter().map(|x| tape.leaf(x.clone())).collect();
+            let y = f(&mut tape, &vars).unwrap();
+            let mut gradients = tape.backward_with(&y, random(y.shape(), 99)).unwrap();
+            let mut all = vec![y.value().clone()];
+            all.extend(vars.iter().map(|v| gradients.take(v).unwrap()));
+            all
+        })
+    };
+    for (i, (one, three)) in run(1).iter().zip(run(3)).enumerate() {
+        let bits = |t: &Tensor| t.f32().iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+        assert!(bits(one) == bits(&three), "result {i} depends on the number of threads");
+    }
+}
