@@ -172,6 +172,28 @@ fn a_file_cut_anywhere_is_an_error_and_never_a_panic() {
     }
 }
 
+#[test]
+fn a_jpeg_is_turned_as_its_exif_says_and_a_thumbnail_does_not_end_it() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("turned.jpg");
+    DynamicImage::ImageRgb8(detailed()).save(&path).unwrap();
+    let plain = read_rgb(&path, LIMITS).unwrap();
+    let bytes = fs::read(&path).unwrap();
+    // Orientation 6 (a quarter turn clockwise), then the end marker of what could be a thumbnail.
+    let mut exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0".to_vec();
+    exif.extend([0xFF, 0xD9]);
+    let mut turned = vec![0xFF, 0xD8, 0xFF, 0xE1];
+    turned.extend((exif.len() as u16 + 2).to_be_bytes());
+    turned.extend(exif);
+    turned.extend(&bytes[2..]);
+    fs::write(&path, &turned).unwrap();
+    let p = read_rgb(&path, LIMITS).unwrap();
+    assert_eq!((p.width, p.height), (23, 37));
+    assert_eq!(p.rgb[..3], plain.rgb[22 * 37 * 3..][..3], "the lower left corner comes to the upper left");
+    fs::write(&path, &turned[..turned.len() - 40]).unwrap();
+    fails(read_rgb(&path, LIMITS), &["turned.jpg", "ends before the picture does"]);
+}
+
 /// A PNG that is all header.
 fn png_header(width: u32, height: u32) -> Vec<u8> {
     let mut chunk = b"IHDR".to_vec();
