@@ -8,6 +8,7 @@ pub mod cli;
 pub mod cpu;
 pub mod data;
 mod error;
+pub mod evaluate;
 pub mod metrics;
 pub mod model;
 pub mod nn;

@@ -113,7 +113,7 @@ impl Block {
         let factors = match pass.draw() {
             Some((seed, stream)) if self.drop_path != [0.0; 2] => {
                 let shape = x.shape();
-                ops::drop_path_factors(shape[0], shape[1], &self.drop_path, seed, stream)
+                ops::drop_path_factors(shape[1], &self.drop_path, seed, stream)
             }
             _ => return last.forward_add(pass, &y, &x),
         };

@@ -82,8 +82,8 @@ impl<'a> Pass<'a> {
         let mode = match self.training {
             Some(_) => BatchNorm::Train,
             None => BatchNorm::Eval {
-                mean: self.params.get(mean).value.clone(),
-                variance: self.params.get(variance).value.clone(),
+                mean: &self.params.get(mean).value,
+                variance: &self.params.get(variance).value,
             },
         };
         let (y, batch) = ops::batch_norm_relu(&mut self.tape, x, &w, &b, mode, eps)?;

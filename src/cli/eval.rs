@@ -1,0 +1,66 @@
+//! `amdanet eval`
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::progress::Progress;
+use super::{Machine, say, say_json};
+use crate::data::{Dataset, Split};
+use crate::evaluate::{Evaluation, Modality, evaluate};
+use crate::{Result, checkpoint};
+
+#[derive(Args)]
+pub struct Eval {
+    /// Checkpoint of any known kind
+    #[arg(long)]
+    weights: PathBuf,
+    /// Folder of the data set
+    #[arg(long)]
+    data: PathBuf,
+    /// train, val or test
+    #[arg(long, default_value = "test")]
+    split: Split,
+    /// Replace one modality by black
+    #[arg(long, value_enum)]
+    blank: Option<Modality>,
+    /// ε of the batch norms, if the checkpoint does not say [default: 1e-5]
+    #[arg(long, value_name = "EPS")]
+    bn_eps: Option<f32>,
+    /// One JSON object on standard output
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    machine: Machine,
+}
+
+impl Eval {
+    pub fn run(self) -> Result<()> {
+        self.machine.set_up()?;
+        let loaded = checkpoint::load(&self.weights, self.bn_eps)?;
+        let dataset = Dataset::open(&self.data, self.split)?.with_classes(loaded.classes.clone());
+        let mut progress = Progress::new("pairs", dataset.len());
+        let result = evaluate(&loaded.model, &dataset, &loaded.classes, self.blank, |sample, _| {
+            progress.step(&sample.name);
+        })?;
+        drop(progress);
+        if self.json { say_json(&result) } else { table(&result) }
+    }
+}
+
+/// The scores as a table on standard output.
+pub fn table(result: &Evaluation) -> Result<()> {
+    let percent = |value: Option<f64>| value.map_or("-".into(), |v| format!("{:.2}", 100.0 * v));
+    say(format!("{:<20} {:>8} {:>10} {:>8}", "class", "IoU %", "accuracy %", "AP %"));
+    for class in &result.classes {
+        let (iou, accuracy) = (percent(class.iou), percent(class.accuracy));
+        say(format!("{:<20} {iou:>8} {accuracy:>10} {:>8}", class.name, percent(class.average_precision)));
+    }
+    let (miou, macc) = (percent(result.miou), percent(result.macc));
+    say(format!("{:<20} {miou:>8} {macc:>10} {:>8}", "mean", percent(result.map)));
+    let (accuracy, fwiou) = (percent(result.pixel_accuracy), percent(result.fwiou));
+    say(format!("pixel accuracy {accuracy} %, frequency-weighted IoU {fwiou} %, {} pairs", result.pairs));
+    let f = &result.fusion;
+    say(format!("fused pictures: EN {:.3}, SD {:.3}, SF {:.3}, SCD {:.3}", f.en, f.sd, f.sf, f.scd));
+    Ok(())
+}
