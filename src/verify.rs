@@ -20,7 +20,7 @@ use crate::cpu::adamw::AdamW;
 use crate::model::{Amdanet, Arch, Encoder, Masking, ModelConfig};
 use crate::nn::{Params, Pass};
 use crate::train::{LossWeights, Optimizer, Targets, losses};
-use crate::{DType, Error, Result, Shape, Tensor, Var};
+use crate::{DType, Error, Result, Shape, Tensor};
 
 /// The largest ‖x − reference‖ / ‖reference‖ of each group in float32.
 ///
@@ -241,7 +241,8 @@ impl Scene {
 pub fn verify(path: &Path) -> Result<Report> {
     let golden = Golden::read(path)?;
     let h = &golden.header;
-    let nothing_random = ModelConfig { drop_path: 0.0, dropout: 0.0, ..ModelConfig::new(h.config, h.arch, h.classes) };
+    let nothing_random =
+        ModelConfig { drop_path: 0.0, dropout: 0.0, ..ModelConfig::new(h.config, h.arch, h.classes) };
     let mut model = Amdanet::new(nothing_random)?;
     fill(&mut model.params, h.seed)?;
     let scene = Scene::of(h)?;
@@ -348,7 +349,14 @@ fn training(
             None => Tensor::zeros(shape),
         };
         let group = format!("step {step} gradients");
-        summaries(path, golden, &model.params, (&format!("step{step}.grad."), &group, limit), gradient, report)?;
+        summaries(
+            path,
+            golden,
+            &model.params,
+            (&format!("step{step}.grad."), &group, limit),
+            gradient,
+            report,
+        )?;
         optimizer.step(&mut model.params, taken, h.lr.unwrap_or(2e-5))?;
     }
     Ok(())
@@ -376,7 +384,8 @@ fn summaries(
     tensor: impl Fn(usize, Shape) -> Tensor,
     report: &mut Report,
 ) -> Result<()> {
-    let trained = || params.published().filter(|(id, _, _)| params.get(*id).role != crate::nn::Role::Statistic);
+    let trained =
+        || params.published().filter(|(id, _, _)| params.get(*id).role != crate::nn::Role::Statistic);
     let mut square = 0.0;
     for (_, _, name) in trained() {
         square += f64::from(golden.get(path, &format!("{prefix}{name}"), 2)?[0]).powi(2);
@@ -437,7 +446,6 @@ fn norm(x: &[f32]) -> f64 {
 
 /// ‖x − reference‖ / ‖reference‖.
 fn relative_error(x: &[f32], reference: &[f32]) -> f64 {
-    let difference: f64 =
-        x.iter().zip(reference).map(|(&a, &b)| (f64::from(a) - f64::from(b)).powi(2)).sum();
+    let difference: f64 = x.iter().zip(reference).map(|(&a, &b)| (f64::from(a) - f64::from(b)).powi(2)).sum();
     difference.sqrt() / norm(reference)
 }

@@ -9,7 +9,7 @@ use super::{Machine, Size, say, say_json};
 use crate::data::Batch;
 use crate::model::{Amdanet, Arch, Encoder};
 use crate::nn::Pass;
-use crate::random::Stream;
+use crate::random::Philox;
 use crate::train::{Config, Recipe, Trainer};
 use crate::{Error, Result, Tensor, tensor};
 
@@ -74,8 +74,7 @@ impl Bench {
 
 impl Options {
     fn build(&self) -> Result<(Amdanet, Config)> {
-        let mut config =
-            Config::new(None, Recipe::Release, self.encoder, self.arch, Some(self.classes));
+        let mut config = Config::new(None, Recipe::Release, self.encoder, self.arch, Some(self.classes));
         (config.augment.height, config.augment.width) = (self.size.height, self.size.width);
         config.run.batch = self.batch;
         config.run.steps = 1_000_000;
@@ -87,7 +86,7 @@ impl Options {
     /// Random pictures and labels.
     fn batch(&self) -> Result<Batch> {
         let (b, h, w) = (self.batch, self.size.height, self.size.width);
-        let mut stream = Stream::new(1, 0);
+        let mut stream = Philox::new(1, 0);
         let mut picture = || {
             let mut t = Tensor::scratch([1, b, h, w, 3]);
             t.f32_mut().iter_mut().for_each(|v| *v = stream.f32());
@@ -173,6 +172,7 @@ impl Options {
 /// The most memory that the process has held, in bytes; 0 where the system does not tell.
 fn resident_peak() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let kilobytes = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().split(' ').next()?.parse().ok());
+    let kilobytes =
+        status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().split(' ').next()?.parse().ok());
     kilobytes.unwrap_or(0u64) * 1024
 }

@@ -4,10 +4,12 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::train::{Run, fit};
 use super::progress::Progress;
+use super::train::{Run, fit};
 use super::{Machine, say};
-use crate::data::{ClassSet, Dataset, Picture, Sample, Split, Tile, colorize, contact_sheet, synth, write_rgb};
+use crate::data::{
+    ClassSet, Dataset, Picture, Sample, Split, Tile, colorize, contact_sheet, synth, write_rgb,
+};
 use crate::evaluate::{Modality, Prediction, evaluate};
 use crate::model::{Amdanet, Arch, Encoder};
 use crate::train::{Config, Recipe};
@@ -39,7 +41,9 @@ impl Demo {
         let (data, run) = (self.out.join("data"), self.out.join("run"));
         for folder in [&data, &run] {
             match std::fs::remove_dir_all(folder) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io(folder, "replace")(e)),
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(Error::io(folder, "replace")(e));
+                }
                 _ => {}
             }
         }
@@ -49,7 +53,8 @@ impl Demo {
         drop(progress);
 
         let train = Dataset::open(&data, Split::Train)?;
-        let classes = train.classes().cloned().ok_or_else(|| Error::file(&data, "classes.toml is missing"))?;
+        let classes =
+            train.classes().cloned().ok_or_else(|| Error::file(&data, "classes.toml is missing"))?;
         let mut config =
             Config::new(None, Recipe::Release, Encoder::Nano, Arch::Release, Some(classes.len()));
         (config.augment.height, config.augment.width) = (HEIGHT, WIDTH);

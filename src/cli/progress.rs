@@ -22,8 +22,11 @@ impl Progress {
     pub fn new(what: &str, total: usize) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let template = "{prefix} [{bar:30}] {pos}/{len} {elapsed}<{eta} {msg}";
-            let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-            ProgressBar::new(total as u64).with_style(style.progress_chars("█▌ ")).with_prefix(what.to_string())
+            let style =
+                ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+            ProgressBar::new(total as u64)
+                .with_style(style.progress_chars("█▌ "))
+                .with_prefix(what.to_string())
         });
         Self { bar, what: what.into(), total, done: 0, next_line: Instant::now() + INTERVAL }
     }

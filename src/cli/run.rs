@@ -53,11 +53,11 @@ impl Run {
         std::fs::create_dir_all(&self.out).map_err(Error::io(&self.out, "create the folder"))?;
         let loaded = checkpoint::load(&self.weights, self.bn_eps)?;
         let mut progress = Progress::new("pairs", found.pairs.len());
-        for (files, other) in
-            [(&found.unmatched_visible, "infrared"), (&found.unmatched_infrared, "visible")]
+        for (files, other) in [(&found.unmatched_visible, "infrared"), (&found.unmatched_infrared, "visible")]
         {
             for file in files {
-                progress.note(format!("{}: skipped, there is no {other} picture of that name", file.display()));
+                progress
+                    .note(format!("{}: skipped, there is no {other} picture of that name", file.display()));
             }
         }
         let limits = Limits { max_pixels: self.max_pixels };
@@ -87,7 +87,9 @@ impl Run {
     ) -> Result<()> {
         let (w, h) = (picture.width, picture.height);
         for save in &self.save {
-            let path = |folder: &str| -> PathBuf { Path::new(&self.out).join(folder).join(format!("{}.png", pair.name)) };
+            let path = |folder: &str| -> PathBuf {
+                Path::new(&self.out).join(folder).join(format!("{}.png", pair.name))
+            };
             match save {
                 Save::Fused => write_rgb(&path("fused"), w, h, fused)?,
                 Save::Labels => write_gray(&path("labels"), w, h, labels)?,

@@ -149,7 +149,8 @@ impl Run {
             return Err(Error::file(out, what));
         }
         let path = out.join("config.toml");
-        let text = toml::to_string_pretty(config).map_err(|e| Error::Config(format!("configuration: {e}")))?;
+        let text =
+            toml::to_string_pretty(config).map_err(|e| Error::Config(format!("configuration: {e}")))?;
         fs::write(&path, text).map_err(Error::io(&path, "write"))?;
         Ok(Self { metrics: out.join("metrics.jsonl"), last })
     }

@@ -10,5 +10,5 @@ mod mit;
 mod sci;
 
 pub use amdanet::{Amdanet, Features, MaskedOutput, Masking, Output, SMALLEST_SIDE};
-pub use cost::Cost;
 pub use config::{Arch, Encoder, ModelConfig};
+pub use cost::Cost;

@@ -27,8 +27,6 @@ pub enum Init {
     Constant(f32),
     /// Normal with this standard deviation.
     Normal(f32),
-    /// Normal with this standard deviation, cut off at ±2.
-    TruncatedNormal(f32),
 }
 
 /// Whether, and how, the optimizer changes a parameter.
@@ -172,14 +170,10 @@ impl Params {
     /// Draws every parameter anew; the same seed gives the same numbers everywhere.
     pub fn initialise(&mut self, seed: u64) {
         for (i, param) in self.list.iter_mut().enumerate() {
-            let mut stream = Stream::new(seed, i as u64);
             let data = param.value.f32_mut();
             match param.init {
                 Init::Constant(value) => data.fill(value),
-                Init::Normal(std) => data.iter_mut().for_each(|v| *v = stream.normal() * std),
-                Init::TruncatedNormal(std) => {
-                    data.iter_mut().for_each(|v| *v = stream.truncated_normal(std));
-                }
+                Init::Normal(std) => Stream::new(seed, i as u64).fill_normal(data, std),
             }
         }
     }

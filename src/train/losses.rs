@@ -90,8 +90,8 @@ pub fn losses(
     let Targets { visible, infrared, labels, valid } = targets;
     let (plain, masked) = (&output.plain, &output.masked);
     let target = match arch {
-        Arch::Release => FusionTarget::Release,
-        Arch::Paper => FusionTarget::Paper,
+        Arch::Release => FusionTarget::LargerGradient,
+        Arch::Paper => FusionTarget::BrighterSource,
     };
     let mut list: Vec<(&'static str, f32, Var)> = Vec::new();
     let wanted = |w: f32| w != 0.0;

@@ -33,7 +33,8 @@ impl Optimizer {
     pub fn step(&mut self, params: &mut Params, step: Step, lr: f64) -> Result<()> {
         self.steps += 1;
         let roles: Vec<_> = params.iter().map(|(id, p)| (id, p.role)).collect();
-        for (((id, role), gradient), moments) in roles.into_iter().zip(step.gradients).zip(&mut self.moments) {
+        for (((id, role), gradient), moments) in roles.into_iter().zip(step.gradients).zip(&mut self.moments)
+        {
             let decay = match role {
                 Role::Weight => self.weight_decay,
                 Role::NoDecay => 0.0,

@@ -9,7 +9,7 @@ use crate::cpu::adamw::AdamW;
 use crate::data::{Augment, Batch, Dataset, Sample, augment, batch};
 use crate::model::{Amdanet, Masking};
 use crate::nn::Pass;
-use crate::random::Stream;
+use crate::random::Philox;
 use crate::{Error, Result, ops};
 
 /// What each kind of draw adds to the seed of the run, so that no two share random numbers.
@@ -62,10 +62,9 @@ impl<'a> Examples<'a> {
         let (seed, a) = (self.config.run.seed, &self.config.augment);
         let (epoch, position) = (n / self.dataset.len(), n % self.dataset.len());
         let mut order: Vec<usize> = (0..self.dataset.len()).collect();
-        Stream::new(seed.wrapping_add(domain::ORDER), epoch as u64).shuffle(&mut order);
-        let mut stream = Stream::new(seed.wrapping_add(domain::AUGMENT), n as u64);
-        let how =
-            Augment { size: (a.height, a.width), scales: a.scales.clone(), mirror: a.mirror as f32 };
+        Philox::new(seed.wrapping_add(domain::ORDER), epoch as u64).shuffle(&mut order);
+        let mut stream = Philox::new(seed.wrapping_add(domain::AUGMENT), n as u64);
+        let how = Augment { size: (a.height, a.width), scales: a.scales.clone(), mirror: a.mirror as f32 };
         self.with_sample(order[position], |sample| augment(sample, &how, &mut || stream.f32()))
     }
 
@@ -121,7 +120,8 @@ impl Trainer {
     pub fn step(&mut self, batch: &Batch) -> Result<Progress> {
         let (step, seed) = (self.steps(), self.config.run.seed);
         let arch = self.model.config().arch;
-        let mut pass = Pass::train(&self.model.params, seed.wrapping_add(domain::DROP).wrapping_add(step as u64));
+        let mut pass =
+            Pass::train(&self.model.params, seed.wrapping_add(domain::DROP).wrapping_add(step as u64));
         let masking = self.draw_masks(batch, step);
         let output = self.model.forward_masked(&mut pass, &batch.visible, &batch.infrared, &masking)?;
         drop(masking);
@@ -147,7 +147,7 @@ impl Trainer {
     /// One of two choices, and element masks that keep a value with probability `mask_keep`.
     fn draw_masks(&self, batch: &Batch, step: usize) -> Masking {
         let run = &self.config.run;
-        let mut stream = Stream::new(run.seed.wrapping_add(domain::MASK), step as u64);
+        let mut stream = Philox::new(run.seed.wrapping_add(domain::MASK), step as u64);
         let choice = stream.range(2);
         let seed = stream.u64();
         let shape = batch.visible.shape();
