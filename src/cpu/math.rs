@@ -28,12 +28,18 @@ pub fn exp(x: f32) -> f32 {
     }
     let e = (p * r).mul_add(r, r) + 1.0;
     // 2ⁿ in two factors: n can be 128.
-    let bits = shifted.to_bits() as i32 - ROUND.to_bits() as i32;
+    // Wrapping, because the overflow checks of a test build would forbid vector instructions.
+    let bits = (shifted.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
     let half = bits >> 1;
-    let scale =
-        f32::from_bits(((half + 127) << 23) as u32) * f32::from_bits(((bits - half + 127) << 23) as u32);
+    let scale = power_of_two(half) * power_of_two(bits.wrapping_sub(half));
     let y = e * scale;
     if x < -87.0 { 0.0 } else { y }
+}
+
+/// 2ⁿ for −127 < n < 128.
+#[inline(always)]
+fn power_of_two(n: i32) -> f32 {
+    f32::from_bits((n.wrapping_add(127) << 23) as u32)
 }
 
 /// The logistic function σ(x) = 1 / (1 + e⁻ˣ).

@@ -41,7 +41,7 @@ impl Axis {
         for (i, tap) in taps.iter().enumerate() {
             for position in [tap.near, tap.far] {
                 let range: &mut Range<usize> = &mut readers[position];
-                *range = if range.is_empty() { i..i + 1 } else { range.start..i + 1 };
+                *range = if range.start == range.end { i..i + 1 } else { range.start..i + 1 };
             }
         }
         Self { taps, readers }
