@@ -95,7 +95,7 @@ mod tests {
         // for t in range(1, 6):
         //     p.grad = torch.tensor([0.1 * t, -0.2, 0.3 - 0.1 * t, 1e-6 * t, 5.0 / t]); o.step()
         // print(p.tolist(), o.state[p]['exp_avg'].tolist(), o.state[p]['exp_avg_sq'].tolist())
-        let want = [
+        let want: [[f32; 5]; 3] = [
             [0.449_094_36, -1.193_862_4, 1.962_049, -0.047_148_604, -0.342_424_1],
             [0.131_441, -0.081_902, -0.008_588, 1.314_41e-6, 0.857_8],
             [5.495_003_4e-4, 1.996_004_1e-4, 9.980_027e-5, 5.495_003e-14, 0.036_464_583],
@@ -110,7 +110,6 @@ mod tests {
         }
         for (got, want) in [p, m, v].iter().zip(want) {
             for (&got, want) in got.f32().iter().zip(want) {
-                let want: f32 = want;
                 assert!((got - want).abs() <= 2e-6 * want.abs() + 1e-12, "{got} but {want}");
             }
         }
