@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::data::{ClassSet, Dataset, Example, Sample, batch, to_bytes};
-use crate::metrics::{AveragePrecision, Confusion, FusionMetrics, fusion_metrics};
+use crate::metrics::{AveragePrecision, Confusion, FusionMean, Scores, fusion_metrics};
 use crate::model::Amdanet;
 use crate::nn::Pass;
 use crate::{Result, Tensor, ops};
@@ -38,38 +38,14 @@ pub fn predict(model: &Amdanet, visible: &Tensor, infrared: &Tensor) -> Result<P
     Ok(Prediction { labels, fused: to_bytes(output.image.value().f32()), logits: output.logits })
 }
 
-/// The scores of one class.
-#[derive(Clone, Debug, Serialize)]
-pub struct ClassScore {
-    /// The class.
-    pub name: String,
-    /// TP / (TP + FP + FN); `None` when the class occurs neither in labels nor in predictions.
-    pub iou: Option<f64>,
-    /// TP / (TP + FN); `None` when the class does not occur in labels.
-    pub accuracy: Option<f64>,
-    /// Area under the precision-recall curve of its pixels; `None` when the class does not occur in labels.
-    pub average_precision: Option<f64>,
-}
-
 /// What [`evaluate`] measured.
 #[derive(Clone, Debug, Serialize)]
 pub struct Evaluation {
     /// Pairs that were measured.
     pub pairs: usize,
-    /// Mean IoU over the classes that occur.
-    pub miou: Option<f64>,
-    /// Mean class accuracy, which the paper's Table 4 calls mAP.
-    pub macc: Option<f64>,
-    /// Mean average precision.
-    pub map: Option<f64>,
-    /// Share of pixels that are right.
-    pub pixel_accuracy: Option<f64>,
-    /// IoU weighted by the frequency of the classes.
-    pub fwiou: Option<f64>,
-    /// By class.
-    pub classes: Vec<ClassScore>,
-    /// Quality of the fused pictures, averaged over the pairs.
-    pub fusion: FusionMetrics,
+    /// Segmentation and fusion.
+    #[serde(flatten)]
+    pub scores: Scores,
 }
 
 /// Measures `model` on every pair of `dataset`, with one modality blanked if asked for; `each` sees every prediction.
@@ -86,7 +62,7 @@ pub fn evaluate(
     let n = model.config().classes;
     let mut confusion = Confusion::new(n);
     let mut precision = AveragePrecision::new(n);
-    let mut fusion = FusionMetrics::default();
+    let mut fusion = FusionMean::default();
     for index in 0..dataset.len() {
         let sample = dataset.sample(index)?;
         let mut input = batch(&[Example::whole(&sample)])?;
@@ -96,29 +72,15 @@ pub fn evaluate(
             None => {}
         }
         let predicted = predict(model, &input.visible, &input.infrared)?;
-        confusion.add(&sample.labels.ids, &predicted.labels);
+        confusion.add(&sample.labels.ids, &predicted.labels)?;
         let probabilities = ops::probabilities(&mut crate::Tape::off(), &predicted.logits)?;
-        precision.add(probabilities.f32(), &sample.labels.ids);
+        precision.add(probabilities.f32(), &sample.labels.ids)?;
         let (visible, infrared) = (sample.visible.to_rgb8(), sample.infrared.to_rgb8());
         let infrared: Vec<u8> = infrared.as_chunks::<3>().0.iter().map(|rgb| rgb[0]).collect();
         let (w, h) = (sample.visible.width, sample.visible.height);
-        fusion += fusion_metrics(&predicted.fused, &visible, &infrared, w, h);
+        fusion.add(fusion_metrics(&predicted.fused, &visible, &infrared, w, h)?);
         each(&sample, &predicted);
     }
-    let scores = (0..n).map(|c| ClassScore {
-        name: classes.names.get(c).cloned().unwrap_or_else(|| format!("class {c}")),
-        iou: confusion.iou(c),
-        accuracy: confusion.accuracy(c),
-        average_precision: precision.ap(c),
-    });
-    Ok(Evaluation {
-        pairs: dataset.len(),
-        miou: confusion.miou(),
-        macc: confusion.macc(),
-        map: precision.map(),
-        pixel_accuracy: confusion.pixel_accuracy(),
-        fwiou: confusion.fwiou(),
-        classes: scores.collect(),
-        fusion: fusion / dataset.len().max(1) as f64,
-    })
+    let scores = Scores::new(&classes.names, &confusion, Some(&precision), fusion.mean());
+    Ok(Evaluation { pairs: dataset.len(), scores })
 }

@@ -80,15 +80,15 @@ impl Demo {
             }
         };
         let both = evaluate(model, test, classes, None, &mut collect)?;
-        super::eval::table(&both)?;
+        super::eval::table(&both);
         say(format!("\nmIoU on {} unseen scenes:", both.pairs));
         let percent = |miou: Option<f64>| 100.0 * miou.unwrap_or(0.0);
-        say(format!("  visible and infrared  {:5.1} %", percent(both.miou)));
+        say(format!("  visible and infrared  {:5.1} %", percent(both.scores.miou)));
         for (blank, what) in
             [(Modality::Infrared, "infrared blanked"), (Modality::Visible, "visible blanked")]
         {
             let one = evaluate(model, test, classes, Some(blank), |_, _| ())?;
-            say(format!("  {what:<21} {:5.1} %", percent(one.miou)));
+            say(format!("  {what:<21} {:5.1} %", percent(one.scores.miou)));
         }
         let sheet = contact_sheet(&["visible", "infrared", "fused", "label", "prediction"], &rows);
         let path = self.out.join("contact_sheet.png");

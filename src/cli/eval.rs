@@ -44,23 +44,27 @@ impl Eval {
             progress.step(&sample.name);
         })?;
         drop(progress);
-        if self.json { say_json(&result) } else { table(&result) }
+        if self.json {
+            return say_json(&result);
+        }
+        table(&result);
+        Ok(())
     }
 }
 
 /// The scores as a table on standard output.
-pub fn table(result: &Evaluation) -> Result<()> {
+pub fn table(Evaluation { pairs, scores }: &Evaluation) {
     let percent = |value: Option<f64>| value.map_or("-".into(), |v| format!("{:.2}", 100.0 * v));
     say(format!("{:<20} {:>8} {:>10} {:>8}", "class", "IoU %", "accuracy %", "AP %"));
-    for class in &result.classes {
-        let (iou, accuracy) = (percent(class.iou), percent(class.accuracy));
-        say(format!("{:<20} {iou:>8} {accuracy:>10} {:>8}", class.name, percent(class.average_precision)));
+    for class in &scores.classes {
+        let (iou, accuracy, ap) = (percent(class.iou), percent(class.accuracy), percent(class.ap));
+        say(format!("{:<20} {iou:>8} {accuracy:>10} {ap:>8}", class.name));
     }
-    let (miou, macc) = (percent(result.miou), percent(result.macc));
-    say(format!("{:<20} {miou:>8} {macc:>10} {:>8}", "mean", percent(result.map)));
-    let (accuracy, fwiou) = (percent(result.pixel_accuracy), percent(result.fwiou));
-    say(format!("pixel accuracy {accuracy} %, frequency-weighted IoU {fwiou} %, {} pairs", result.pairs));
-    let f = &result.fusion;
-    say(format!("fused pictures: EN {:.3}, SD {:.3}, SF {:.3}, SCD {:.3}", f.en, f.sd, f.sf, f.scd));
-    Ok(())
+    let (miou, macc, map) = (percent(scores.miou), percent(scores.macc), percent(scores.map));
+    say(format!("{:<20} {miou:>8} {macc:>10} {map:>8}", "mean"));
+    let (accuracy, fwiou) = (percent(scores.pixel_accuracy), percent(scores.fwiou));
+    say(format!("pixel accuracy {accuracy} %, frequency-weighted IoU {fwiou} %, {pairs} pairs"));
+    if let Some(f) = &scores.fusion {
+        say(format!("fused pictures: EN {:.3}, SD {:.3}, SF {:.3}, SCD {:.3}", f.en, f.sd, f.sf, f.scd));
+    }
 }

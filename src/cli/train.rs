@@ -88,7 +88,7 @@ impl Train {
             let val = val.with_classes(classes.clone());
             let result = evaluate(&model, &val, &classes, None, |_, _| ())?;
             say("on the val split:");
-            super::eval::table(&result)?;
+            super::eval::table(&result);
         }
         Ok(())
     }
