@@ -7,8 +7,8 @@
 //! behind smoke or in glare show in the infrared alone; parked cars at ambient temperature show in the visible
 //! alone; warm cabinets look like people to a thermal camera and posters of people look like people to the eye.
 //!
-//! Everything follows from (seed, index) through a counter-based generator; only basic arithmetic, square roots,
-//! sines and exponentials are used.
+//! Everything follows from (seed, index) through a counter-based generator; only basic arithmetic, square roots
+//! and exponentials are used.
 
 mod canvas;
 mod cars;

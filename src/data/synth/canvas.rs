@@ -140,8 +140,8 @@ pub(super) fn blend(a: Rgb, b: Rgb, t: f32) -> Rgb {
 /// 1 between `low` and `high`, 0 outside, edges softened over `soft`.
 #[inline]
 pub(super) fn band(x: f32, low: f32, high: f32, soft: f32) -> f32 {
-    let soft = soft.max(1e-3);
-    ((x - low) / soft + 0.5).clamp(0.0, 1.0) * ((high - x) / soft + 0.5).clamp(0.0, 1.0)
+    let sharp = 1.0 / soft.max(1e-3);
+    ((x - low) * sharp + 0.5).clamp(0.0, 1.0) * ((high - x) * sharp + 0.5).clamp(0.0, 1.0)
 }
 
 /// Across and down in pixels, or across and up in metres.

@@ -252,7 +252,7 @@ pub(super) fn skyline(stage: &Stage, canvas: &mut Canvas, rng: &mut Rng) {
 pub(super) fn ground(stage: &Stage, canvas: &mut Canvas) {
     let dirt = stage.key ^ 0x51;
     let asphalt = blend(rgb(0x50535a), rgb(0x6c6a68), lattice(stage.key, 5, 6));
-    let (paving, grass, white) = (rgb(0x8d8880), rgb(0x54703a), rgb(0xdcdcd4));
+    let (paving, grass, white, stone) = (rgb(0x8d8880), rgb(0x54703a), rgb(0xdcdcd4), rgb(0xb4b0a8));
     let crossing = 9.0 + 16.0 * lattice(stage.key, 7, 8);
     canvas.within([0.0, stage.horizon + 0.5, f32::MAX, f32::MAX], |pixel, px, py| {
         let below = py - stage.horizon;
@@ -265,31 +265,21 @@ pub(super) fn ground(stage: &Stage, canvas: &mut Canvas) {
         let x = stage.eye[0] + (px - stage.center) * soft;
         let on_road = band(x, -stage.road, stage.road, soft);
         let on_walk = band(x, -stage.walk, stage.walk, soft);
-        let dash = band(fraction(z / 5.0), 0.15, 0.65, long / 5.0);
-        let stripe = band(fraction(x / 0.9), 0.0, 0.5, soft / 0.9);
-        let marking = (band(x.abs(), 0.0, 0.07, soft) * dash)
-            .max(band(x.abs(), stage.road - 0.35, stage.road - 0.22, soft))
-            .max(
-                stripe
-                    * band(z, crossing, crossing + 2.5, long)
-                    * band(x.abs(), -1.0, stage.road - 0.5, soft),
-            );
-        let curb = band(x.abs(), stage.road - 0.02, stage.road + 0.16, soft);
-        let joint = band(fraction(z / 1.2), 0.0, 0.04, long / 1.2).max(band(
-            fraction(x / 1.2),
-            0.0,
-            0.04,
-            soft / 1.2,
-        ));
         let worn = 0.75 + 0.5 * fractal(dirt, x * 1.3, z * 0.5, 2);
         let mut albedo = scale(paving, worn);
         if on_walk < 1.0 {
             let lawn = scale(grass, 0.4 + 1.2 * fractal(dirt ^ 9, x * 5.0, z * 2.5, 3));
             albedo = blend(lawn, albedo, on_walk);
         }
-        albedo = blend(albedo, scale(albedo, 0.6), joint * on_walk * (1.0 - on_road));
-        albedo = blend(albedo, blend(scale(asphalt, worn), white, marking), on_road);
-        albedo = blend(albedo, rgb(0xb4b0a8), curb);
+        if on_road < 1.0 {
+            albedo = blend(albedo, scale(albedo, 0.6), joints([x, z], [soft, long]) * on_walk);
+        }
+        if on_road > 0.0 {
+            let marking = markings(stage.road, crossing, [x, z], [soft, long]);
+            albedo = blend(albedo, blend(scale(asphalt, worn), white, marking), on_road);
+        }
+        let curb = band(x.abs(), stage.road - 0.02, stage.road + 0.16, soft);
+        albedo = blend(albedo, stone, curb);
         pixel.visible = stage.through(mul(albedo, stage.light(x, z)), z);
         let h = &stage.heat;
         let mut heat = h.grass + (h.walk - h.grass) * on_walk;
@@ -297,6 +287,24 @@ pub(super) fn ground(stage: &Stage, canvas: &mut Canvas) {
         pixel.infrared = heat;
         pixel.label = if on_walk >= 0.5 { ROAD } else { VEGETATION };
     });
+}
+
+/// How much of a place (x, z) on the road is white: dashes, edge lines and a zebra crossing, softened over a pixel's
+/// size across and along.
+#[inline]
+fn markings(road: f32, crossing: f32, [x, z]: Point, [soft, long]: Point) -> f32 {
+    let x = x.abs();
+    let dashes = band(x, 0.0, 0.07, soft) * band(fraction(z / 5.0), 0.15, 0.65, long / 5.0);
+    let edges = band(x, road - 0.35, road - 0.22, soft);
+    let stripes = band(fraction(x / 0.9), 0.0, 0.5, soft / 0.9) * band(x, -1.0, road - 0.5, soft);
+    dashes.max(edges).max(stripes * band(z, crossing, crossing + 2.5, long))
+}
+
+/// How much of a place (x, z) on the pavement is the joint between two slabs.
+#[inline]
+fn joints([x, z]: Point, [soft, long]: Point) -> f32 {
+    let joint = |at: f32, soft: f32| band(fraction(at / 1.2), 0.0, 0.04, soft / 1.2);
+    joint(z, long).max(joint(x, soft))
 }
 
 /// A ragged ball of leaves; `light` is what full leaves send out.
