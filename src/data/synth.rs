@@ -54,7 +54,7 @@ const PERSON: u8 = 5;
 const CAR: u8 = 6;
 const LAMP: u8 = 7;
 
-/// The smallest height and width that [`write`] accepts, which is the smallest the network takes.
+/// The smallest height and width that [`write()`] accepts, which is the smallest the network takes.
 const MIN_SIDE: usize = 32;
 
 /// One registered pair and its labels; rows from top to bottom, without padding.
