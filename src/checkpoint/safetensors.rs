@@ -15,7 +15,7 @@ use super::element::{self, Element};
 use super::{Array, Meta, State, names, shown};
 use crate::{Error, Result};
 
-/// A header of b5 has 0.4 MB.
+/// That of b5 has 0.25 MB.
 const MAX_HEADER: u64 = 16 << 20;
 
 pub(super) fn read(file: &File, len: u64) -> Result<(State, Option<Meta>), String> {
