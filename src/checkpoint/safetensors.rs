@@ -1,0 +1,140 @@
+//! The safetensors container. The `safetensors` crate reads the header and finds holes and overlaps; the data is read
+//! and written tensor by tensor here, because the crate wants the whole file in memory to read, and writes its
+//! metadata in the order of a hash map.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::path::Path;
+
+use safetensors::tensor::{Dtype, Metadata, TensorInfo};
+use serde::Serialize;
+
+use super::element::{self, Element};
+use super::{Array, Meta, State, names, shown};
+use crate::{Error, Result};
+
+/// That of b5 has 0.25 MB.
+const MAX_HEADER: u64 = 16 << 20;
+
+pub(super) fn read(file: &File, len: u64) -> Result<(State, Option<Meta>), String> {
+    let cannot = |e: std::io::Error| format!("cannot be read: {e}");
+    let mut from = BufReader::new(file);
+    let mut length = [0; 8];
+    from.read_exact(&mut length).map_err(cannot)?;
+    let header_len = u64::from_le_bytes(length);
+    if header_len > MAX_HEADER || header_len > len.saturating_sub(8) {
+        return Err(format!(
+            "declares a safetensors header of {header_len} bytes in a file of {len}: it is damaged or truncated"
+        ));
+    }
+    let mut header = vec![0; header_len as usize];
+    from.read_exact(&mut header).map_err(cannot)?;
+    let header: Metadata = serde_json::from_slice(&header)
+        .map_err(|e| format!("has a bad safetensors header: {}", shown(&e.to_string())))?;
+    let start = 8 + header_len;
+    if (len - start) != header.data_len() as u64 {
+        return Err(format!(
+            "declares {} bytes of safetensors data and has {}: it is damaged or truncated",
+            header.data_len(),
+            len - start
+        ));
+    }
+    let strings = header.metadata().clone().unwrap_or_default();
+    let meta = Meta::from_strings(strings.into_iter().collect())?;
+    let mut state = State::new();
+    for name in header.offset_keys() {
+        let Some(info) = header.info(&name) else { continue };
+        if names::is_counter(&name) {
+            continue;
+        }
+        let element = match info.dtype {
+            Dtype::F16 => Element::F16,
+            Dtype::BF16 => Element::Bf16,
+            Dtype::F32 => Element::F32,
+            Dtype::F64 => Element::F64,
+            other => {
+                return Err(format!(
+                    "tensor {} holds {other:?}: weights must be F16, BF16, F32 or F64",
+                    shown(&name)
+                ));
+            }
+        };
+        // Within the file: the crate has checked that offsets, shape and type agree, and the sum is checked above.
+        let (from_byte, to_byte) = info.data_offsets;
+        from.seek(SeekFrom::Start(start + from_byte as u64)).map_err(cannot)?;
+        let count = (to_byte - from_byte) / element.size() as usize;
+        let data = element::read(&mut from, element, count)
+            .map_err(|e| format!("tensor {} {}", shown(&name), cannot(e)))?;
+        state.insert(name, Array { shape: info.shape.clone(), data });
+    }
+    Ok((state, meta))
+}
+
+#[derive(Serialize)]
+struct Header<'a> {
+    #[serde(rename = "__metadata__")]
+    metadata: BTreeMap<String, String>,
+    #[serde(flatten)]
+    tensors: BTreeMap<&'a str, TensorInfo>,
+}
+
+pub(super) fn write(path: &Path, state: &State, meta: &Meta) -> Result<()> {
+    let metadata =
+        meta.to_strings().map_err(|what| Error::file(path, format!("cannot be written: {what}")))?;
+    let mut tensors = BTreeMap::new();
+    let mut end = 0;
+    for (name, array) in state {
+        if array.shape.iter().product::<usize>() != array.data.len() {
+            return Err(Error::file(
+                path,
+                format!(
+                    "cannot be written: tensor {name} has {} values for {:?}",
+                    array.data.len(),
+                    array.shape
+                ),
+            ));
+        }
+        let start = end;
+        end += size_of_val(array.data.as_slice());
+        let info = TensorInfo { dtype: Dtype::F32, shape: array.shape.clone(), data_offsets: (start, end) };
+        tensors.insert(name.as_str(), info);
+    }
+    let mut header = serde_json::to_vec(&Header { metadata, tensors })
+        .map_err(|e| Error::file(path, format!("cannot be written: {e}")))?;
+    // Readers that map the file into memory rely on aligned data.
+    header.resize(header.len().next_multiple_of(8), b' ');
+
+    let Some(name) = path.file_name() else {
+        return Err(Error::file(path, "cannot be written: this is not the name of a file"));
+    };
+    let mut temporary = OsString::from(".");
+    temporary.push(name);
+    temporary.push(format!(".{}.tmp", std::process::id()));
+    let temporary = path.with_file_name(temporary);
+    let write = || -> std::io::Result<()> {
+        let mut to = BufWriter::with_capacity(1 << 20, File::create(&temporary)?);
+        to.write_all(&(header.len() as u64).to_le_bytes())?;
+        to.write_all(&header)?;
+        for array in state.values() {
+            for &value in &array.data {
+                to.write_all(&value.to_le_bytes())?;
+            }
+        }
+        to.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()?;
+        fs::rename(&temporary, path)?;
+        // The rename itself is on the disk only once the folder is. Windows has no such call.
+        #[cfg(unix)]
+        {
+            let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            File::open(folder)?.sync_all()?;
+        }
+        Ok(())
+    };
+    write().map_err(|e| {
+        // The error that matters is the one at hand; a temporary file that was never made cannot be removed.
+        let _ = fs::remove_file(&temporary);
+        Error::io(path, "write")(e)
+    })
+}
