@@ -9,15 +9,14 @@ use toml::de::{DeTable, DeValue};
 
 use crate::{Error, Result};
 
-/// Reads a configuration; what the text leaves out has its default. `path` is for messages.
+/// Reads a configuration; what the text leaves out stays as it is in `base`. `path` is for messages.
 ///
-/// The known keys are those that `T::default()` serialises to. A field whose default is null or an empty map takes
-/// any content.
+/// The known keys are those that `base` serialises to. A field that is null or an empty map there takes any content.
 ///
 /// # Errors
 /// The text is not TOML, a value has the wrong type, or a key is unknown at any depth: one line with the file, the
 /// line, the key and the nearest known one.
-pub fn from_toml<T: Default + Serialize + DeserializeOwned>(text: &str, path: &Path) -> Result<T> {
+pub fn overlay<T: Serialize + DeserializeOwned>(base: &T, text: &str, path: &Path) -> Result<T> {
     let at = |offset: usize, what: String| {
         let line = 1 + text.bytes().take(offset).filter(|&b| b == b'\n').count();
         Error::file(path, format!("line {line}: {what}"))
@@ -27,7 +26,7 @@ pub fn from_toml<T: Default + Serialize + DeserializeOwned>(text: &str, path: &P
         at(e.span().map_or(0, |span| span.start), what)
     };
     let table = DeTable::parse(text).map_err(from_error)?;
-    let known = serde_json::to_value(T::default()).map_err(|e| Error::Config(e.to_string()))?;
+    let known = serde_json::to_value(base).map_err(|e| Error::Config(e.to_string()))?;
     if let Some((offset, key)) = unknown_key(table.get_ref(), &known, "") {
         let mut names = Vec::new();
         collect_keys(&known, "", &mut names);
@@ -37,7 +36,24 @@ pub fn from_toml<T: Default + Serialize + DeserializeOwned>(text: &str, path: &P
         };
         return Err(at(offset, format!("unknown key {}: {remedy}", key.escape_debug())));
     }
-    toml::from_str(text).map_err(from_error)
+    // On its own first: its errors know their line.
+    let _: T = toml::from_str(text).map_err(from_error)?;
+    let whole = |e: &dyn std::fmt::Display| Error::file(path, e.to_string());
+    let mut merged = toml::Table::try_from(base).map_err(|e| whole(&e))?;
+    merge(&mut merged, toml::from_str(text).map_err(from_error)?);
+    merged.try_into().map_err(|e| whole(&e))
+}
+
+/// Puts the values of `over` in the place of those of `base`, table by table.
+fn merge(base: &mut toml::Table, over: toml::Table) {
+    for (key, value) in over {
+        match (base.get_mut(&key), value) {
+            (Some(toml::Value::Table(base)), toml::Value::Table(over)) => merge(base, over),
+            (_, value) => {
+                base.insert(key, value);
+            }
+        }
+    }
 }
 
 fn join(prefix: &str, key: &str) -> String {
@@ -114,7 +130,14 @@ mod tests {
     }
 
     fn read(text: &str) -> Result<Outer, String> {
-        from_toml(text, Path::new("f.toml")).map_err(|e| e.to_string())
+        overlay(&Outer::default(), text, Path::new("f.toml")).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn keeps_the_base_where_the_text_is_silent() {
+        let base = Outer { lr: 2.0, sizes: [3, 4], schedule: Inner { warmup: 5, steps: Some(6) } };
+        let outer = overlay(&base, "[schedule]\nwarmup = 9\n", Path::new("f.toml")).unwrap();
+        assert_eq!(outer, Outer { schedule: Inner { warmup: 9, ..base.schedule }, ..base });
     }
 
     #[test]

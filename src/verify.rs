@@ -112,8 +112,7 @@ fn hash(name: &str, seed: u64) -> u64 {
 pub fn fill(params: &mut Params, seed: u64) -> Result<()> {
     let list: Vec<_> = params.published().map(|(id, stream, name)| (id, stream, name.to_string())).collect();
     for (id, stream, name) in list {
-        let param = params.get(id).clone();
-        let shape = param.published_shape();
+        let shape = params.get(id).published_shape();
         let h = hash(&name, seed);
         let spread = (3.0 / shape.iter().skip(1).product::<usize>() as f64).sqrt();
         let value = |s: f64| match () {
@@ -126,7 +125,7 @@ pub fn fill(params: &mut Params, seed: u64) -> Result<()> {
         };
         let len = shape.iter().product::<usize>() as u64;
         let data: Vec<f32> = (0..len).map(|i| value(2.0 * uniform(h, i) - 1.0) as f32).collect();
-        param.import(params.value_mut(id), stream, &data)?;
+        params.import(id, stream, &data)?;
     }
     Ok(())
 }

@@ -8,6 +8,7 @@
 mod element;
 mod meta;
 mod names;
+mod network;
 mod pickle;
 mod pth;
 mod safetensors;
@@ -19,6 +20,7 @@ use std::path::Path;
 
 pub use meta::Meta;
 pub use names::{Kind, detect, fit, kind};
+pub use network::{Loaded, convert, load, load_into, save};
 
 use crate::{Error, Result};
 

@@ -10,6 +10,7 @@ mod dataset;
 mod overlay;
 mod pairs;
 mod picture;
+pub mod synth;
 
 pub use augment::{Augment, Batch, Example, augment, batch};
 pub use classes::{ClassSet, IGNORED};

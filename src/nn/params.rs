@@ -106,23 +106,6 @@ impl Param {
         let data = &value.f32()[stream * len..(stream + 1) * len];
         self.places().into_iter().map(|place| data[place]).collect()
     }
-
-    /// Overwrites one stream of `value` with a published tensor.
-    ///
-    /// # Errors
-    /// When `data` does not have as many numbers as the published shape.
-    pub fn import(&self, value: &mut Tensor, stream: usize, data: &[f32]) -> Result<()> {
-        let len = self.published_len();
-        if data.len() != len || value.shape() != self.value.shape() {
-            let name = &self.names[stream];
-            return Err(Error::Config(format!("{name}: {} numbers were given for {len}", data.len())));
-        }
-        let out = &mut value.f32_mut()[stream * len..(stream + 1) * len];
-        for (place, &v) in self.places().into_iter().zip(data) {
-            out[place] = v;
-        }
-        Ok(())
-    }
 }
 
 /// All parameters of a network, in the order of their construction.
@@ -150,6 +133,25 @@ impl Params {
     /// The numbers of one parameter, for writing.
     pub fn value_mut(&mut self, id: ParamId) -> &mut Tensor {
         &mut self.list[id.0].value
+    }
+
+    /// Overwrites one stream of a parameter with a published tensor.
+    ///
+    /// # Errors
+    /// When `data` does not have as many numbers as the published shape.
+    pub fn import(&mut self, id: ParamId, stream: usize, data: &[f32]) -> Result<()> {
+        let param = &mut self.list[id.0];
+        let len = param.published_len();
+        if data.len() != len {
+            let name = &param.names[stream];
+            return Err(Error::Config(format!("{name}: {} numbers were given for {len}", data.len())));
+        }
+        let places = param.places();
+        let out = &mut param.value.f32_mut()[stream * len..(stream + 1) * len];
+        for (place, &v) in places.into_iter().zip(data) {
+            out[place] = v;
+        }
+        Ok(())
     }
 
     /// All parameters with their indices.
@@ -254,12 +256,11 @@ mod tests {
         let deep = streams.param("deep", Layout::Depthwise, [3, 3, 7], zero, Role::Weight);
         let parts = scope.param("parts", Layout::PointwiseParts, [4, 2, 3], zero, Role::Weight);
         for (id, stream, name) in params.clone().published() {
-            let param = params.get(id).clone();
-            let len: usize = param.published_shape().iter().product();
+            let len: usize = params.get(id).published_shape().iter().product();
             let data: Vec<f32> = (0..len).map(|i| i as f32).collect();
-            param.import(params.value_mut(id), stream, &data).unwrap();
-            assert_eq!(param.export(&params.get(id).value, stream), data, "{name}");
-            assert!(param.import(params.value_mut(id), stream, &data[1..]).is_err());
+            params.import(id, stream, &data).unwrap();
+            assert_eq!(params.get(id).export(&params.get(id).value, stream), data, "{name}");
+            assert!(params.import(id, stream, &data[1..]).is_err());
         }
         // Output 1, row 2, column 3, input 4 of the second stream.
         let here = ((1 * 3 + 2) * 4 + 3) * 5 + 4;

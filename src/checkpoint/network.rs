@@ -1,0 +1,140 @@
+//! Between checkpoints and networks.
+
+use std::path::Path;
+
+use super::{Array, Kind, Meta, State, detect, fit, kind, read, write};
+use crate::data::ClassSet;
+use crate::model::{Amdanet, ModelConfig};
+use crate::{Error, Result};
+
+/// A network from a checkpoint.
+pub struct Loaded {
+    /// The network with its weights.
+    pub model: Amdanet,
+    /// Names and colours of its classes.
+    pub classes: ClassSet,
+}
+
+/// Reads a whole network from a checkpoint of any known kind. `bn_eps` replaces what the checkpoint says of the batch
+/// norms' ε; an imported checkpoint that says nothing gets 1e-5.
+///
+/// # Errors
+/// As [`read`]; and when the file holds an encoder alone, or tensors are missing, extra or of another shape.
+pub fn load(path: &Path, bn_eps: Option<f32>) -> Result<Loaded> {
+    let (state, meta) = read(path)?;
+    if kind(&state) == Kind::Encoder {
+        let what = "holds an encoder without heads: train from it with `amdanet train --init`";
+        return Err(Error::file(path, what));
+    }
+    let mut meta = match meta {
+        Some(meta) => meta,
+        None => Meta::new(detected(path, &state)?),
+    };
+    meta.model.bn_eps = bn_eps.unwrap_or(meta.model.bn_eps);
+    let classes = classes(&meta)?;
+    let mut model = Amdanet::new(meta.model)?;
+    fill(&mut model, path, &state, |_| true)?;
+    Ok(Loaded { model, classes })
+}
+
+/// Overwrites the weights of `model` with a checkpoint's: all of them, or an encoder's in both streams.
+///
+/// # Errors
+/// As [`read`]; and when tensors are missing, extra or of another shape.
+pub fn load_into(model: &mut Amdanet, path: &Path) -> Result<()> {
+    let (state, _) = read(path)?;
+    match kind(&state) {
+        Kind::Full => fill(model, path, &state, |_| true),
+        Kind::Encoder => fill(model, path, &state, is_encoder),
+    }
+}
+
+/// Writes the weights of a network in this program's own format.
+///
+/// # Errors
+/// When the file cannot be written; an older file of that name is then still whole.
+pub fn save(path: &Path, model: &Amdanet, classes: &ClassSet) -> Result<()> {
+    let meta = Meta {
+        class_names: classes.names.clone(),
+        palette: classes.palette.clone(),
+        ..Meta::new(model.config().clone())
+    };
+    write(path, &state_of(model), &meta)
+}
+
+/// Reads a checkpoint of any known kind and writes it in this program's own format; returns a line on what it was.
+///
+/// # Errors
+/// As [`read`], [`load`] and [`write`].
+pub fn convert(input: &Path, output: &Path, bn_eps: Option<f32>) -> Result<String> {
+    let (state, meta) = read(input)?;
+    let mut meta = match meta {
+        Some(meta) => meta,
+        None => Meta::new(detected(input, &state)?),
+    };
+    meta.model.bn_eps = bn_eps.unwrap_or(meta.model.bn_eps);
+    let encoder = meta.model.encoder().map_or("custom", |e| e.name());
+    let what = match kind(&state) {
+        Kind::Encoder => format!("encoder {encoder}, in both streams"),
+        Kind::Full => {
+            let classes = classes(&meta)?;
+            let model = Amdanet::new(meta.model.clone())?;
+            fit(&state, expected(&model, |_| true)).map_err(|e| Error::file(input, e.to_string()))?;
+            (meta.class_names, meta.palette) = (classes.names, classes.palette);
+            format!("{} network, encoder {encoder}, {} classes", meta.model.arch, meta.model.classes)
+        }
+    };
+    write(output, &state, &meta)?;
+    Ok(format!("{}: {what}", output.display()))
+}
+
+fn detected(path: &Path, state: &State) -> Result<ModelConfig> {
+    detect(state).map_err(|e| Error::file(path, e.to_string()))
+}
+
+/// What the checkpoint says of its classes, or the published data set with that many.
+fn classes(meta: &Meta) -> Result<ClassSet> {
+    let n = meta.model.classes;
+    let published = match n {
+        9 => ClassSet::mfnet(),
+        15 => ClassSet::fmb(),
+        5 => ClassSet::pst900(),
+        _ => ClassSet::unnamed(n)?,
+    };
+    let names = if meta.class_names.is_empty() { published.names } else { meta.class_names.clone() };
+    let palette = if meta.palette.is_empty() { published.palette } else { meta.palette.clone() };
+    ClassSet::new(names, palette)
+}
+
+/// Whether a published name belongs to the blocks of the two streams.
+fn is_encoder(name: &str) -> bool {
+    let name = name.strip_prefix("backbone.").map(|n| n.strip_prefix("extra_").unwrap_or(n));
+    name.is_some_and(|n| ["patch_embed", "block", "norm"].iter().any(|part| n.starts_with(part)))
+}
+
+/// Published names and shapes of the tensors that `wanted` picks.
+fn expected(model: &Amdanet, wanted: impl Fn(&str) -> bool) -> impl Iterator<Item = (String, Vec<usize>)> {
+    let picked = model.params.published().filter(move |(_, _, name)| wanted(name));
+    picked.map(|(id, _, name)| (name.to_string(), model.params.get(id).published_shape()))
+}
+
+fn fill(model: &mut Amdanet, path: &Path, state: &State, wanted: fn(&str) -> bool) -> Result<()> {
+    fit(state, expected(model, wanted)).map_err(|e| Error::file(path, e.to_string()))?;
+    let list: Vec<_> =
+        model.params.published().map(|(id, stream, name)| (id, stream, name.to_string())).collect();
+    for (id, stream, name) in list {
+        let Some(array) = state.get(&name) else { continue };
+        model.params.import(id, stream, &array.data)?;
+    }
+    Ok(())
+}
+
+/// All parameters under their published names.
+fn state_of(model: &Amdanet) -> State {
+    let array = |(id, stream, name): (_, _, &str)| {
+        let param = model.params.get(id);
+        let data = param.export(&param.value, stream);
+        (name.to_string(), Array { shape: param.published_shape(), data })
+    };
+    model.params.published().map(array).collect()
+}
