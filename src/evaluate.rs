@@ -1,4 +1,4 @@
-//! Measures a network on the split of a data set (SPEC: whole pictures, one after the other).
+//! Measures a network on the split of a data set: whole pictures, one after the other.
 
 use serde::Serialize;
 

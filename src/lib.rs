@@ -23,3 +23,8 @@ pub mod verify;
 pub use error::{Error, Result};
 pub use tape::{Tape, Var};
 pub use tensor::{DType, Shape, Tensor};
+
+/// The examples of the README, compiled with the documentation tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
