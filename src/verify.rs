@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::cpu::adamw::AdamW;
-use crate::model::{Amdanet, Arch, Encoder, Masking, ModelConfig};
+use crate::model::{Amdanet, Arch, Encoder, Masking, ModelConfig, stack};
 use crate::nn::{Params, Pass};
 use crate::train::{LossWeights, Optimizer, Targets, losses};
 use crate::{DType, Error, Result, Shape, Tensor};
@@ -288,7 +288,8 @@ fn features(
     tolerance: f64,
     report: &mut Report,
 ) -> Result<()> {
-    let features = model.features(&mut Pass::eval(&model.params), &scene.visible, &scene.infrared, None)?;
+    let features =
+        model.features(&mut Pass::eval(&model.params), &stack(&scene.visible, &scene.infrared)?, None)?;
     let mut compare = |group: &str, name: String, value: &Tensor| -> Result<()> {
         let ours = planes(value, 1);
         let error = match golden.tensors.get(&format!("{name}.norm")) {
