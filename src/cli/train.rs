@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use clap::Args;
 
@@ -181,9 +182,12 @@ pub fn fit(
             }
         });
         for (step, batch) in batches.into_iter().enumerate() {
-            let done = trainer.step(&batch?)?;
+            let batch = batch?;
+            let start = Instant::now();
+            let done = trainer.step(&batch)?;
             let mut line = serde_json::json!({
                 "step": step + 1, "epoch": examples.epoch(step), "lr": done.lr, "loss": done.loss,
+                "seconds": start.elapsed().as_secs_f64(),
             });
             for (name, value) in &done.terms {
                 line[*name] = (*value).into();
