@@ -17,6 +17,7 @@ use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::model::{Arch, Encoder};
 use crate::{Error, Result};
 
 /// Fuses registered visible and infrared pictures and labels every pixel, with AMDANet.
@@ -48,6 +49,20 @@ enum Command {
     Convert(convert::Convert),
     /// Draw a data set of synthetic street scenes
     Synth(synth::Synth),
+}
+
+/// A network that is not read from a file.
+#[derive(Args, Clone)]
+struct Network {
+    /// Size of the encoder
+    #[arg(long, value_enum, default_value_t)]
+    encoder: Encoder,
+    /// Architecture
+    #[arg(long, value_enum, default_value_t)]
+    arch: Arch,
+    /// Number of classes
+    #[arg(long, default_value_t = 9)]
+    classes: usize,
 }
 
 /// Where and how to compute.
