@@ -67,6 +67,7 @@ impl Bench {
 
 impl Options {
     fn build(&self) -> Result<(Amdanet, Config)> {
+        let Network { encoder, arch, classes } = self.network;
         let mut config = Config::new(None, Recipe::Release, encoder, arch, Some(classes));
         (config.augment.height, config.augment.width) = (self.size.height, self.size.width);
         config.run.batch = self.batch;
