@@ -44,6 +44,9 @@ pub struct Options {
     machine: Machine,
 }
 
+/// The largest batch.
+const MOST_PAIRS: usize = 1024;
+
 #[derive(Serialize)]
 struct Spread {
     median: f64,
@@ -58,8 +61,11 @@ impl Bench {
             Self::Train(o) => (o, true),
         };
         options.machine.set_up()?;
-        if options.batch == 0 || options.runs == 0 {
-            return Err(Error::Config("--batch and --runs must be at least 1".into()));
+        if !(1..=MOST_PAIRS).contains(&options.batch) || options.runs == 0 {
+            let (batch, runs) = (options.batch, options.runs);
+            return Err(Error::Config(format!(
+                "--batch {batch} --runs {runs}: a batch is 1 to {MOST_PAIRS} pairs, and at least 1 run is measured"
+            )));
         }
         if training { options.train() } else { options.model() }
     }

@@ -117,6 +117,9 @@ impl Train {
         c.optimizer.lr = self.lr.unwrap_or(c.optimizer.lr);
         c.optimizer.warmup_steps = self.warmup.unwrap_or(c.optimizer.warmup_steps);
         c.run.seed = self.seed.unwrap_or(c.run.seed);
+        if self.steps == Some(0) {
+            return Err(Error::Config("--steps 0: must be at least 1".into()));
+        }
         c.run.steps = self.steps.unwrap_or(c.run.steps);
         if let Some(epochs) = self.epochs {
             (c.run.epochs, c.run.steps) = (epochs, 0);
