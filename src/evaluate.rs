@@ -4,9 +4,9 @@ use serde::Serialize;
 
 use crate::data::{ClassSet, Dataset, Example, Sample, batch, to_bytes};
 use crate::metrics::{AveragePrecision, Confusion, FusionMean, Scores, fusion_metrics};
-use crate::model::Amdanet;
+use crate::model::{Amdanet, SMALLEST_SIDE};
 use crate::nn::Pass;
-use crate::{Result, Tensor, ops};
+use crate::{Error, Result, Tensor, ops};
 
 /// A modality that is replaced by black, to see what the network makes of the other alone.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
@@ -65,6 +65,11 @@ pub fn evaluate(
     let mut fusion = FusionMean::default();
     for index in 0..dataset.len() {
         let sample = dataset.sample(index)?;
+        let (w, h) = (sample.visible.width, sample.visible.height);
+        if w.min(h) < SMALLEST_SIDE {
+            let what = format!("{w}x{h} pixels: the network needs at least {SMALLEST_SIDE} on each side");
+            return Err(Error::Config(format!("sample {}: {what}", sample.name)));
+        }
         let mut input = batch(&[Example::whole(&sample)])?;
         match blank {
             Some(Modality::Visible) => input.visible.f32_mut().fill(0.0),
@@ -77,7 +82,6 @@ pub fn evaluate(
         precision.add(probabilities.f32(), &sample.labels.ids)?;
         let (visible, infrared) = (sample.visible.to_rgb8(), sample.infrared.to_rgb8());
         let infrared: Vec<u8> = infrared.as_chunks::<3>().0.iter().map(|rgb| rgb[0]).collect();
-        let (w, h) = (sample.visible.width, sample.visible.height);
         fusion.add(fusion_metrics(&predicted.fused, &visible, &infrared, w, h)?);
         each(&sample, &predicted);
     }

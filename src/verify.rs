@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::cpu::adamw::AdamW;
-use crate::model::{Amdanet, Arch, Encoder, Masking, ModelConfig};
+use crate::model::{Amdanet, Arch, Encoder, Masking, ModelConfig, stack};
 use crate::nn::{Params, Pass};
 use crate::train::{LossWeights, Optimizer, Targets, losses};
 use crate::{DType, Error, Result, Shape, Tensor};
@@ -84,8 +84,8 @@ impl Report {
             }
         };
         let group = &mut self.groups[index];
-        // A NaN must stay: `f64::max` would drop it.
-        if !(error <= group.error) {
+        // A NaN must come in and must stay: `f64::max` would drop it.
+        if error.is_nan() || error > group.error {
             group.error = error;
         }
         group.tensors += 1;
@@ -147,6 +147,9 @@ struct Header {
     weight_decay: Option<f64>,
 }
 
+/// The most pixels in the batch of a golden file.
+const MOST_PIXELS: usize = 1 << 24;
+
 /// A golden file in memory.
 struct Golden {
     header: Header,
@@ -168,8 +171,11 @@ impl Golden {
         }
         let header: Header =
             serde_json::from_value(fields.into()).map_err(|e| bad(format!("metadata: {e}")))?;
-        if header.batch.max(header.height).max(header.width) > 1 << 14 || header.batch == 0 {
-            return Err(bad(format!("{} pictures of {}x{}", header.batch, header.height, header.width)));
+        let Header { batch, height, width, .. } = header;
+        let pixels = batch.checked_mul(height).and_then(|n| n.checked_mul(width));
+        if !pixels.is_some_and(|n| (1..=MOST_PIXELS).contains(&n)) || header.stride == Some(0) {
+            let stride = header.stride.unwrap_or(1);
+            return Err(bad(format!("{batch} pictures of {height}x{width}, every {stride}-th pixel")));
         }
         let mut tensors = BTreeMap::new();
         for (name, view) in file.tensors() {
@@ -288,7 +294,8 @@ fn features(
     tolerance: f64,
     report: &mut Report,
 ) -> Result<()> {
-    let features = model.features(&mut Pass::eval(&model.params), &scene.visible, &scene.infrared, None)?;
+    let features =
+        model.features(&mut Pass::eval(&model.params), &stack(&scene.visible, &scene.infrared)?, None)?;
     let mut compare = |group: &str, name: String, value: &Tensor| -> Result<()> {
         let ours = planes(value, 1);
         let error = match golden.tensors.get(&format!("{name}.norm")) {
@@ -447,4 +454,19 @@ fn norm(x: &[f32]) -> f64 {
 fn relative_error(x: &[f32], reference: &[f32]) -> f64 {
     let difference: f64 = x.iter().zip(reference).map(|(&a, &b)| (f64::from(a) - f64::from(b)).powi(2)).sum();
     difference.sqrt() / norm(reference)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_that_is_no_number_is_never_forgotten() {
+        for errors in [[f64::NAN, 0.0, 0.0], [0.0, f64::NAN, 0.0], [0.0, 2.0, 0.0]] {
+            let mut report = Report { groups: Vec::new() };
+            errors.iter().for_each(|&error| report.add("group", 1.0, error));
+            assert!(!report.holds(), "{errors:?}");
+            assert_eq!((report.groups.len(), report.groups[0].tensors), (1, 3));
+        }
+    }
 }

@@ -32,7 +32,7 @@ pub fn load(path: &Path, bn_eps: Option<f32>) -> Result<Loaded> {
     };
     meta.model.bn_eps = bn_eps.unwrap_or(meta.model.bn_eps);
     let classes = classes(&meta)?;
-    let mut model = Amdanet::new(meta.model)?;
+    let mut model = build(path, &state, meta.model)?;
     fill(&mut model, path, &state, |_| true)?;
     Ok(Loaded { model, classes })
 }
@@ -78,7 +78,7 @@ pub fn convert(input: &Path, output: &Path, bn_eps: Option<f32>) -> Result<Strin
         Kind::Encoder => format!("encoder {encoder}, in both streams"),
         Kind::Full => {
             let classes = classes(&meta)?;
-            let model = Amdanet::new(meta.model.clone())?;
+            let model = build(input, &state, meta.model.clone())?;
             fit(&state, expected(&model, |_| true)).map_err(|e| Error::file(input, e.to_string()))?;
             (meta.class_names, meta.palette) = (classes.names, classes.palette);
             format!("{} network, encoder {encoder}, {} classes", meta.model.arch, meta.model.classes)
@@ -86,6 +86,20 @@ pub fn convert(input: &Path, output: &Path, bn_eps: Option<f32>) -> Result<Strin
     };
     write(output, &state, &meta)?;
     Ok(format!("{}: {what}", output.display()))
+}
+
+/// A network for the tensors of a file. Its numbers may ask for far more memory than its tensors do; a file that merely
+/// lacks tensors goes on to [`fit`], which names them.
+fn build(path: &Path, state: &State, config: ModelConfig) -> Result<Amdanet> {
+    let held = state.values().map(|array| array.data.len()).sum::<usize>();
+    let wanted = config.parameters_at_least();
+    if wanted > 8.0 * held as f64 + 1e7 {
+        let what = format!(
+            "describes a network of more than {wanted:.1e} parameters and holds {held}: it is incomplete or damaged"
+        );
+        return Err(Error::file(path, what));
+    }
+    Amdanet::new(config)
 }
 
 fn detected(path: &Path, state: &State) -> Result<ModelConfig> {

@@ -5,9 +5,9 @@ use std::time::Instant;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
-use super::{Machine, Size, say, say_json};
+use super::{Machine, Network, Size, say, say_json};
 use crate::data::Batch;
-use crate::model::{Amdanet, Arch, Encoder};
+use crate::model::Amdanet;
 use crate::nn::Pass;
 use crate::random::Philox;
 use crate::train::{Config, Recipe, Trainer};
@@ -23,15 +23,8 @@ pub enum Bench {
 
 #[derive(Args)]
 pub struct Options {
-    /// Size of the encoder
-    #[arg(long, value_enum, default_value_t)]
-    encoder: Encoder,
-    /// Architecture
-    #[arg(long, value_enum, default_value_t)]
-    arch: Arch,
-    /// Number of classes
-    #[arg(long, default_value_t = 9)]
-    classes: usize,
+    #[command(flatten)]
+    network: Network,
     /// Height and width
     #[arg(long, default_value = "480x640")]
     size: Size,
@@ -51,6 +44,9 @@ pub struct Options {
     machine: Machine,
 }
 
+/// The largest batch.
+const MOST_PAIRS: usize = 1024;
+
 #[derive(Serialize)]
 struct Spread {
     median: f64,
@@ -65,8 +61,11 @@ impl Bench {
             Self::Train(o) => (o, true),
         };
         options.machine.set_up()?;
-        if options.batch == 0 || options.runs == 0 {
-            return Err(Error::Config("--batch and --runs must be at least 1".into()));
+        if !(1..=MOST_PAIRS).contains(&options.batch) || options.runs == 0 {
+            let (batch, runs) = (options.batch, options.runs);
+            return Err(Error::Config(format!(
+                "--batch {batch} --runs {runs}: a batch is 1 to {MOST_PAIRS} pairs, and at least 1 run is measured"
+            )));
         }
         if training { options.train() } else { options.model() }
     }
@@ -74,7 +73,8 @@ impl Bench {
 
 impl Options {
     fn build(&self) -> Result<(Amdanet, Config)> {
-        let mut config = Config::new(None, Recipe::Release, self.encoder, self.arch, Some(self.classes));
+        let Network { encoder, arch, classes } = self.network;
+        let mut config = Config::new(None, Recipe::Release, encoder, arch, Some(classes));
         (config.augment.height, config.augment.width) = (self.size.height, self.size.width);
         config.run.batch = self.batch;
         config.run.steps = 1_000_000;
@@ -93,7 +93,7 @@ impl Options {
             t
         };
         let (visible, infrared) = (picture(), picture());
-        let ids: Vec<u8> = (0..b * h * w).map(|_| stream.range(self.classes) as u8).collect();
+        let ids: Vec<u8> = (0..b * h * w).map(|_| stream.range(self.network.classes) as u8).collect();
         let labels = Tensor::from_slice([b, h, w], &ids)?;
         let valid = Tensor::from_slice([b, h, w], &vec![1u8; b * h * w])?;
         Ok(Batch { visible, infrared, labels, valid })
@@ -141,15 +141,15 @@ impl Options {
         let size = format!("{}x{}", self.size.height, self.size.width);
         if self.json {
             return say_json(&serde_json::json!({
-                "encoder": self.encoder, "arch": self.arch, "classes": self.classes, "size": size,
+                "encoder": self.network.encoder, "arch": self.network.arch, "classes": self.network.classes, "size": size,
                 "batch": self.batch, "threads": threads, "runs": self.runs, key: time,
                 "peak_bytes": peak, "tensor_peak_bytes": tensor::peak_bytes(),
             }));
         }
         say(format!(
             "{} {} {size} batch {}, {threads} threads: {:.1} ms (median of {}; {:.1} to {:.1}), {:.2} pairs/s",
-            self.encoder,
-            self.arch,
+            self.network.encoder,
+            self.network.arch,
             self.batch,
             time.median,
             self.runs,

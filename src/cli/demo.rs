@@ -32,6 +32,8 @@ pub struct Demo {
 
 const HEIGHT: usize = 96;
 const WIDTH: usize = 128;
+/// The file that says that a demonstration made the folders beside it.
+const MARK: &str = "demo.txt";
 /// Unseen scenes on the contact sheet.
 const SHOWN: usize = 6;
 
@@ -39,14 +41,7 @@ impl Demo {
     pub fn run(self) -> Result<()> {
         self.machine.set_up()?;
         let (data, run) = (self.out.join("data"), self.out.join("run"));
-        for folder in [&data, &run] {
-            match std::fs::remove_dir_all(folder) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(Error::io(folder, "replace")(e));
-                }
-                _ => {}
-            }
-        }
+        self.clear([&data, &run])?;
         say(format!("drawing {} street scenes of {HEIGHT}x{WIDTH} in {}", self.pairs, data.display()));
         let mut progress = Progress::new("scenes", self.pairs as usize);
         synth::write(&data, self.pairs as usize, 1, HEIGHT, WIDTH, &mut |_| progress.step(""))?;
@@ -69,6 +64,21 @@ impl Demo {
         let run = Run::create(&run, &config)?;
         let model = fit(model, &config, &train, &classes, &run)?;
         self.show(&model, &classes, &Dataset::open(&data, Split::Test)?)
+    }
+
+    /// Removes what an earlier demonstration left, and nothing that somebody else put there.
+    fn clear(&self, folders: [&PathBuf; 2]) -> Result<()> {
+        let mark = self.out.join(MARK);
+        std::fs::create_dir_all(&self.out).map_err(Error::io(&self.out, "create the folder"))?;
+        for folder in folders.into_iter().filter(|f| f.exists()) {
+            if !mark.exists() {
+                let what = "is there already, and no demonstration made it: choose another --out";
+                return Err(Error::file(folder, what));
+            }
+            std::fs::remove_dir_all(folder).map_err(Error::io(folder, "replace"))?;
+        }
+        let text = "`amdanet demo` made the folders data and run beside this file, and replaces them.\n";
+        std::fs::write(&mark, text).map_err(Error::io(&mark, "write"))
     }
 
     /// Scores and pictures of unseen scenes.

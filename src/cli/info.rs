@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{Size, say, say_json};
-use crate::model::{Amdanet, Arch, Encoder, ModelConfig};
+use super::{Network, Size, say, say_json};
+use crate::model::{Amdanet, Encoder, ModelConfig};
 use crate::{Result, checkpoint};
 
 #[derive(Args)]
@@ -13,15 +13,8 @@ pub struct Info {
     /// A checkpoint; without one, a network of the given size
     #[arg(conflicts_with_all = ["encoder", "arch", "classes"])]
     weights: Option<PathBuf>,
-    /// Size of the encoder
-    #[arg(long, value_enum, default_value_t)]
-    encoder: Encoder,
-    /// Architecture
-    #[arg(long, value_enum, default_value_t)]
-    arch: Arch,
-    /// Number of classes
-    #[arg(long, default_value_t = 9)]
-    classes: usize,
+    #[command(flatten)]
+    network: Network,
     /// Size of the pictures that operations are counted for
     #[arg(long, default_value = "480x640")]
     size: Size,
@@ -37,7 +30,10 @@ impl Info {
                 let loaded = checkpoint::load(path, None)?;
                 (loaded.model, loaded.classes.names)
             }
-            None => (Amdanet::new(ModelConfig::new(self.encoder, self.arch, self.classes))?, Vec::new()),
+            None => {
+                let Network { encoder, arch, classes } = self.network;
+                (Amdanet::new(ModelConfig::new(encoder, arch, classes))?, Vec::new())
+            }
         };
         let c = model.config();
         let encoder = c.encoder().map_or("custom", Encoder::name);

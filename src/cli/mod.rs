@@ -17,6 +17,7 @@ use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::model::{Arch, Encoder};
 use crate::{Error, Result};
 
 /// Fuses registered visible and infrared pictures and labels every pixel, with AMDANet.
@@ -48,6 +49,20 @@ enum Command {
     Convert(convert::Convert),
     /// Draw a data set of synthetic street scenes
     Synth(synth::Synth),
+}
+
+/// A network that is not read from a file.
+#[derive(Args, Clone)]
+struct Network {
+    /// Size of the encoder
+    #[arg(long, value_enum, default_value_t)]
+    encoder: Encoder,
+    /// Architecture
+    #[arg(long, value_enum, default_value_t)]
+    arch: Arch,
+    /// Number of classes
+    #[arg(long, default_value_t = 9)]
+    classes: usize,
 }
 
 /// Where and how to compute.
@@ -116,7 +131,10 @@ impl FromStr for Size {
 
 /// Runs the command that the arguments name. The exit code is 0, 1 after an error, 2 after a usage error.
 pub fn main() -> ExitCode {
-    let command = Cli::parse().command;
+    let command = match Cli::try_parse() {
+        Ok(cli) => cli.command,
+        Err(e) => return usage(&e),
+    };
     let done = match command {
         Command::Demo(c) => c.run(),
         Command::Train(c) => c.run(),
@@ -137,6 +155,25 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Help and version as they are; an error on one line, as every other.
+fn usage(e: &clap::Error) -> ExitCode {
+    use clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand as NoCommand;
+    if !e.use_stderr() || e.kind() == NoCommand {
+        let _ = e.print();
+        return ExitCode::from(e.exit_code() as u8);
+    }
+    let text = e.render().to_string();
+    let parts: Vec<String> = text
+        .split("\n\n")
+        .map(|part| part.split_whitespace().collect::<Vec<_>>().join(" "))
+        .filter(|part| !part.is_empty())
+        .collect();
+    let line = parts.join("; ");
+    let line = line.strip_prefix("error:").unwrap_or(&line);
+    let _ = writeln!(std::io::stderr(), "{}{line}", paint("error:", "1;31"));
+    ExitCode::from(e.exit_code() as u8)
 }
 
 /// `text` in a colour, if standard error is a terminal.

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use clap::Args;
 
@@ -116,6 +117,9 @@ impl Train {
         c.optimizer.lr = self.lr.unwrap_or(c.optimizer.lr);
         c.optimizer.warmup_steps = self.warmup.unwrap_or(c.optimizer.warmup_steps);
         c.run.seed = self.seed.unwrap_or(c.run.seed);
+        if self.steps == Some(0) {
+            return Err(Error::Config("--steps 0: must be at least 1".into()));
+        }
         c.run.steps = self.steps.unwrap_or(c.run.steps);
         if let Some(epochs) = self.epochs {
             (c.run.epochs, c.run.steps) = (epochs, 0);
@@ -181,9 +185,12 @@ pub fn fit(
             }
         });
         for (step, batch) in batches.into_iter().enumerate() {
-            let done = trainer.step(&batch?)?;
+            let batch = batch?;
+            let start = Instant::now();
+            let done = trainer.step(&batch)?;
             let mut line = serde_json::json!({
                 "step": step + 1, "epoch": examples.epoch(step), "lr": done.lr, "loss": done.loss,
+                "seconds": start.elapsed().as_secs_f64(),
             });
             for (name, value) in &done.terms {
                 line[*name] = (*value).into();

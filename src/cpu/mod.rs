@@ -23,6 +23,7 @@ pub mod pool;
 pub mod realign;
 pub mod reduce;
 pub mod resize;
+pub mod resized_taps;
 
 /// Runs `f` compiled for the widest vector instructions of this processor.
 ///

@@ -99,27 +99,30 @@ impl Amdanet {
         &self.config
     }
 
-    /// The encoder with both alignments. The pictures are `(1, B, H, W, 3)` in [0, 1].
+    /// The encoder with both alignments. The pictures, visible then infrared, are `(2, B, H, W, 3)` in [0, 1]; see
+    /// [`stack`].
     ///
     /// `masking` (paper) also computes the fused maps from masked SCI outputs; the encoder never sees those.
     ///
     /// # Errors
-    /// When the pictures' shapes differ or a side is below 32.
+    /// When the pictures have another shape or a side is below 32.
     pub fn features(
         &self,
         pass: &mut Pass,
-        visible: &Tensor,
-        infrared: &Tensor,
+        pictures: &Tensor,
         masking: Option<&Masking>,
     ) -> Result<Features> {
-        let pictures = stack(visible, infrared)?;
         let shape = pictures.shape();
-        if shape[2].min(shape[3]) < SMALLEST_SIDE || shape[4] != 3 || shape[1] == 0 {
-            let why = format!("the network needs (1, B, H, W, 3) with H and W of at least {SMALLEST_SIDE}");
-            return Err(Error::shape("amdanet", why, &[visible.shape(), infrared.shape()]));
+        if shape.rank() != 5
+            || shape[2].min(shape[3]) < SMALLEST_SIDE
+            || [shape[0], shape[4]] != [2, 3]
+            || shape[1] == 0
+        {
+            let why = format!("the network needs (2, B, H, W, 3) with H and W of at least {SMALLEST_SIDE}");
+            return Err(Error::shape("amdanet", why, &[shape]));
         }
         let paper = self.config.arch == Arch::Paper;
-        let mut streams = Var::constant(pictures);
+        let mut streams = Var::constant(pictures.clone());
         let mut features = Features {
             vision: Vec::with_capacity(4),
             fused: Vec::with_capacity(4),
@@ -153,9 +156,9 @@ impl Amdanet {
     /// # Errors
     /// When the pictures' shapes differ or a side is below 32.
     pub fn forward(&self, pass: &mut Pass, visible: &Tensor, infrared: &Tensor) -> Result<Output> {
-        let features = self.features(pass, visible, infrared, None)?;
-        let (vi, ir) = (Var::constant(visible.clone()), Var::constant(infrared.clone()));
-        let image = self.fusion.forward(pass, &features.vision, [&vi, &ir], 1)?;
+        let pictures = stack(visible, infrared)?;
+        let features = self.features(pass, &pictures, None)?;
+        let image = self.fusion.forward(pass, &features.vision, &pictures, 1)?;
         drop(features.vision);
         let logits = self.logits(pass, &features.fused, visible, 1)?;
         Ok(Output { logits, image })
@@ -180,17 +183,17 @@ impl Amdanet {
         infrared: &Tensor,
         masking: &Masking,
     ) -> Result<MaskedOutput> {
-        let (vi, ir) = (Var::constant(visible.clone()), Var::constant(infrared.clone()));
+        let pictures = stack(visible, infrared)?;
         if self.config.arch == Arch::Paper {
-            let features = self.features(pass, visible, infrared, Some(masking))?;
-            let image = self.fusion.forward(pass, &features.vision, [&vi, &ir], 1)?;
+            let features = self.features(pass, &pictures, Some(masking))?;
+            let image = self.fusion.forward(pass, &features.vision, &pictures, 1)?;
             let logits = self.logits(pass, &features.fused, visible, 1)?;
             let fused_masked = features.fused_masked.unwrap_or_default();
             let logits_masked = self.logits(pass, &fused_masked, visible, 1)?;
             let masked = Output { logits: logits_masked, image: image.clone() };
             return Ok(MaskedOutput { plain: Output { logits, image }, masked });
         }
-        let Features { vision, fused, .. } = self.features(pass, visible, infrared, None)?;
+        let Features { vision, fused, .. } = self.features(pass, &pictures, None)?;
         let mask = |pass: &mut Pass, maps: &[Var]| -> Result<Vec<Var>> {
             if maps.len() != masking.masks.len() {
                 return Err(Error::Config(format!("{} masks for {} maps", masking.masks.len(), maps.len())));
@@ -202,7 +205,7 @@ impl Amdanet {
             let masked = mask(pass, &fused)?;
             let logits_masked = self.logits(pass, &masked, visible, 1)?;
             let logits = self.logits(pass, &fused, visible, 1)?;
-            let image = self.fusion.forward(pass, &vision, [&vi, &ir], 2)?;
+            let image = self.fusion.forward(pass, &vision, &pictures, 2)?;
             let masked = Output { logits: logits_masked, image: image.clone() };
             Ok(MaskedOutput { plain: Output { logits, image }, masked })
         } else {
@@ -211,9 +214,9 @@ impl Amdanet {
             let logits_masked = self.segmentation.scores(pass, &hidden, h, w)?;
             // Dropout, if there is any, draws anew.
             let logits = self.segmentation.scores(pass, &hidden, h, w)?;
-            let image = self.fusion.forward(pass, &vision, [&vi, &ir], 1)?;
+            let image = self.fusion.forward(pass, &vision, &pictures, 1)?;
             let masked = mask(pass, &vision)?;
-            let image_masked = self.fusion.forward(pass, &masked, [&vi, &ir], 1)?;
+            let image_masked = self.fusion.forward(pass, &masked, &pictures, 1)?;
             let masked = Output { logits: logits_masked, image: image_masked };
             Ok(MaskedOutput { plain: Output { logits, image }, masked })
         }

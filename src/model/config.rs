@@ -89,6 +89,9 @@ pub struct ModelConfig {
     pub dropout: f32,
 }
 
+/// Far above b5; numbers beyond it are a mistake, or a file that means harm.
+const MOST_PARAMETERS: f64 = 2e9;
+
 impl Default for ModelConfig {
     fn default() -> Self {
         Self::new(Encoder::default(), Arch::default(), 9)
@@ -137,6 +140,19 @@ impl ModelConfig {
         })
     }
 
+    /// A lower bound of the number of parameters, within a factor of two: the large matrices alone. In floating point,
+    /// so that no number overflows it.
+    pub fn parameters_at_least(&self) -> f64 {
+        let [ratio, decoder, fusion] = [self.mlp_ratio, self.decoder_dim, self.fusion_dim].map(|n| n as f64);
+        let level = |i: usize| {
+            let [dim, depth, sr] = [self.dims[i], self.depths[i], self.sr[i]].map(|n| n as f64);
+            let reduction = if self.sr[i] > 1 { sr * sr } else { 0.0 };
+            let attention = (4.0 + reduction) * dim * dim;
+            2.0 * depth * (attention + 2.0 * ratio * dim * dim) + 4.0 * attention + dim * decoder
+        };
+        (0..4).map(level).sum::<f64>() + 4.0 * decoder * decoder + 72.0 * fusion * fusion
+    }
+
     /// Checks what the layers rely on.
     ///
     /// # Errors
@@ -161,6 +177,14 @@ impl ModelConfig {
         if self.mlp_ratio == 0 || self.decoder_dim == 0 || self.fusion_dim == 0 {
             return fail("mlp_ratio, decoder_dim and fusion_dim must be positive".into());
         }
+        let parameters = self.parameters_at_least();
+        if parameters > MOST_PARAMETERS {
+            return fail(format!(
+                "dims = {:?}, depths = {:?}, mlp_ratio = {}, decoder_dim = {}, fusion_dim = {} make {parameters:.1e} \
+                 parameters: at most {MOST_PARAMETERS:.0e} are possible",
+                self.dims, self.depths, self.mlp_ratio, self.decoder_dim, self.fusion_dim
+            ));
+        }
         for (name, rate) in [("drop_path", self.drop_path), ("dropout", self.dropout)] {
             if !(0.0..1.0).contains(&rate) {
                 return fail(format!("{name} = {rate}: must be at least 0 and below 1"));
@@ -173,5 +197,38 @@ impl ModelConfig {
             ));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Amdanet;
+
+    #[test]
+    fn the_lower_bound_is_one_and_close() {
+        for encoder in [Encoder::Nano, Encoder::B0, Encoder::B4] {
+            for arch in [Arch::Release, Arch::Paper] {
+                let config = ModelConfig::new(encoder, arch, 9);
+                let (bound, exact) =
+                    (config.parameters_at_least(), Amdanet::new(config).unwrap().params.count() as f64);
+                assert!(bound < exact && exact < 2.0 * bound, "{encoder} {arch}: {bound} of {exact}");
+            }
+        }
+    }
+
+    #[test]
+    fn gigantic_networks_are_refused() {
+        let base = ModelConfig::new(Encoder::Nano, Arch::Release, 9);
+        let huge = usize::MAX / 4 * 4;
+        for config in [
+            ModelConfig { dims: [huge; 4], heads: [1; 4], ..base.clone() },
+            ModelConfig { depths: [1, 1, huge, 1], ..base.clone() },
+            ModelConfig { mlp_ratio: huge, ..base.clone() },
+            ModelConfig { decoder_dim: huge, ..base.clone() },
+            ModelConfig { fusion_dim: 1 << 20, ..base },
+        ] {
+            assert!(config.validate().unwrap_err().to_string().contains("parameters: at most 2e9"));
+        }
     }
 }

@@ -3,7 +3,7 @@
 use super::config::ModelConfig;
 use crate::nn::{BatchNormRelu, Conv, Init, Layout, Linear, ParamId, Pass, Role, Scope, fan_in, zeros};
 use crate::ops::{self, Window};
-use crate::{Result, Var};
+use crate::{Result, Tensor, Var};
 
 /// `decode_head`: scores of every class for every pixel.
 ///
@@ -93,11 +93,16 @@ impl SegmentationHead {
 }
 
 /// `aux_head`: the fused picture.
+///
+/// The published head upsamples eight maps to the size of the pictures, concatenates everything and applies a 3×3
+/// convolution. Here the convolution's products are done on the maps' own grids, tap by tap, and their results are
+/// upsampled, shifted and added: the same sum for a sixteenth of the work, and no tensor of 134 channels.
 pub struct FusionHead {
     points: Vec<(Linear, BatchNormRelu)>,
     conv: Conv,
     norm: BatchNormRelu,
     last: Linear,
+    channels: usize,
 }
 
 impl FusionHead {
@@ -121,26 +126,32 @@ impl FusionHead {
             conv: Conv::new(&mut fuse.child(0), inputs, d, 3, window, fan_in(inputs, 3)),
             norm: BatchNormRelu::new(&mut fuse.child(1), d, eps, momentum),
             last: Linear::pointwise(&mut fuse.child(3), d, 3, fan_in(d, 1)),
+            channels: d,
         }
     }
 
-    /// The picture `(1, B, H, W, 3)` in (0, 1), from the four aligned maps `(2, B, H_i, W_i, C_i)` and the two
-    /// pictures `(1, B, H, W, 3)`. For `repeats` see [`Pass::batch_norm_relu`].
+    /// The picture `(1, B, H, W, 3)` in (0, 1), from the four aligned maps `(2, B, H_i, W_i, C_i)` and both pictures
+    /// `(2, B, H, W, 3)`. For `repeats` see [`Pass::batch_norm_relu`].
     ///
     /// # Errors
     /// When the shapes do not fit.
-    pub fn forward(&self, pass: &mut Pass, maps: &[Var], pictures: [&Var; 2], repeats: usize) -> Result<Var> {
-        let mut points = Vec::with_capacity(4);
-        for (map, (conv, norm)) in maps.iter().zip(&self.points) {
+    pub fn forward(&self, pass: &mut Pass, maps: &[Var], pictures: &Tensor, repeats: usize) -> Result<Var> {
+        let (d, weight) = (self.channels, self.conv.weight(pass));
+        let mut taps = Vec::with_capacity(4);
+        for (level, (map, (conv, norm))) in maps.iter().zip(&self.points).enumerate() {
             let x = conv.forward(pass, map)?;
-            points.push(norm.forward(pass, &x, repeats)?);
+            let x = norm.forward(pass, &x, repeats)?;
+            let weight = ops::tap_weights(&mut pass.tape, &weight, level * 2 * d, 2, d)?;
+            taps.push(ops::linear(&mut pass.tape, &x, &weight, None)?);
         }
-        let [a, b, c, d] = &points[..] else {
+        let [a, b, c, e] = &taps[..] else {
             return Err(crate::Error::Config("the fusion head needs four maps".into()));
         };
-        let all = ops::resize_concat(&mut pass.tape, [a, b, c, d], pictures)?;
-        let x = self.conv.forward(pass, &all)?;
-        drop(all);
+        let both = ops::concat_streams(&mut pass.tape, &Var::constant(pictures.clone()))?;
+        let weight = ops::select_channels(&mut pass.tape, &weight, 8 * d..8 * d + 6)?;
+        let x = self.conv.forward_with(pass, &both, &weight)?;
+        let x = ops::add_resized_taps(&mut pass.tape, x, [a, b, c, e])?;
+        drop(taps);
         let x = self.norm.forward(pass, &x, repeats)?;
         let x = self.last.forward(pass, &x)?;
         Ok(ops::sigmoid(&mut pass.tape, &x))

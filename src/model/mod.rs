@@ -12,3 +12,4 @@ mod sci;
 pub use amdanet::{Amdanet, Features, MaskedOutput, Masking, Output, SMALLEST_SIDE};
 pub use config::{Arch, Encoder, ModelConfig};
 pub use cost::Cost;
+pub use mit::stack;

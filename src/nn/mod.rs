@@ -125,8 +125,22 @@ impl Conv {
     /// # Errors
     /// When the shapes do not fit.
     pub fn forward(&self, pass: &mut Pass, x: &Var) -> Result<Var> {
-        let (weight, bias) = (pass.param(self.weight), pass.param(self.bias));
-        ops::conv(&mut pass.tape, x, &weight, &bias, self.window)
+        let weight = self.weight(pass);
+        self.forward_with(pass, x, &weight)
+    }
+
+    /// The weight `(S, O, k, k, I)`.
+    pub fn weight(&self, pass: &mut Pass) -> Var {
+        pass.param(self.weight)
+    }
+
+    /// [`Conv::forward`] with another weight: a part of its own.
+    ///
+    /// # Errors
+    /// When the shapes do not fit.
+    pub fn forward_with(&self, pass: &mut Pass, x: &Var, weight: &Var) -> Result<Var> {
+        let bias = pass.param(self.bias);
+        ops::conv(&mut pass.tape, x, weight, &bias, self.window)
     }
 }
 

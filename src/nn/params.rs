@@ -263,8 +263,9 @@ mod tests {
             assert!(params.import(id, stream, &data[1..]).is_err());
         }
         // Output 1, row 2, column 3, input 4 of the second stream.
-        let here = ((1 * 3 + 2) * 4 + 3) * 5 + 4;
-        let published = ((1 * 5 + 4) * 3 + 2) * 4 + 3;
+        let (o, row, column, i) = (1, 2, 3, 4);
+        let here = ((o * 3 + row) * 4 + column) * 5 + i;
+        let published = ((o * 5 + i) * 3 + row) * 4 + column;
         assert_eq!(params.get(conv).value.f32()[120 + here], published as f32);
         assert_eq!(params.get(conv).published_shape(), [2, 5, 3, 4]);
         assert_eq!(params.get(deep).value.f32()[4 * 7 + 6], (6 * 9 + 4) as f32);

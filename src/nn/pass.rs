@@ -47,11 +47,6 @@ impl<'a> Pass<'a> {
         Self { params, tape: Tape::new(), leaves, training: Some(seed), draws: 0, statistics: Vec::new() }
     }
 
-    /// Whether this is a training pass.
-    pub fn is_training(&self) -> bool {
-        self.training.is_some()
-    }
-
     /// The parameter as a variable; the same one each time.
     pub fn param(&mut self, id: ParamId) -> Var {
         let (tape, params) = (&mut self.tape, self.params);

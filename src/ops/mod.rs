@@ -17,6 +17,7 @@ mod mask;
 mod pool;
 mod realign;
 mod resize;
+mod resized_taps;
 mod structure;
 
 pub use argmax::*;
@@ -34,4 +35,5 @@ pub use mask::*;
 pub use pool::*;
 pub use realign::*;
 pub use resize::*;
+pub use resized_taps::*;
 pub use structure::*;

@@ -1,5 +1,7 @@
 //! Operations that move numbers and compute none.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use crate::{Error, Result, Shape, Tape, Tensor, Var};
@@ -54,6 +56,33 @@ pub fn concat_streams(tape: &mut Tape, x: &Var) -> Result<Var> {
             a.copy_from_slice(&dy[..c]);
             b.copy_from_slice(&dy[c..]);
         });
+        Ok([Some(dx)])
+    }))
+}
+
+/// The channels `range` of x.
+///
+/// # Errors
+/// When x does not have them.
+pub fn select_channels(tape: &mut Tape, x: &Var, range: Range<usize>) -> Result<Var> {
+    let shape = x.shape();
+    let c = shape.last();
+    if range.start >= range.end || range.end > c {
+        return Err(Error::shape(
+            "select_channels",
+            format!("{range:?} is not within the channels"),
+            &[shape],
+        ));
+    }
+    let mut y = Tensor::scratch(shape.with_last(range.len()));
+    for (y, x) in y.f32_mut().chunks_exact_mut(range.len()).zip(x.value().f32().chunks_exact(c)) {
+        y.copy_from_slice(&x[range.clone()]);
+    }
+    Ok(tape.record([x], y, move |dy, _| {
+        let mut dx = Tensor::zeros(shape);
+        for (dx, dy) in dx.f32_mut().chunks_exact_mut(c).zip(dy.f32().chunks_exact(range.len())) {
+            dx[range.clone()].copy_from_slice(dy);
+        }
         Ok([Some(dx)])
     }))
 }

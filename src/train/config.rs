@@ -185,7 +185,7 @@ impl Config {
         let side = crate::model::SMALLEST_SIDE;
         let smallest = a.height.min(a.width);
         let wrong = [
-            (r.batch == 0, format!("run.batch = {}: must be at least 1", r.batch)),
+            (!(1..=1024).contains(&r.batch), format!("run.batch = {}: must be 1 to 1024", r.batch)),
             (!(0.0..=1.0).contains(&r.mask_keep), format!("run.mask_keep = {}: must be 0 to 1", r.mask_keep)),
             (r.checkpoint_every == 0, "run.checkpoint_every = 0: must be at least 1".into()),
             (!(r.epochs > 0.0 || r.steps > 0), format!("run.epochs = {}: must be positive", r.epochs)),
@@ -197,7 +197,10 @@ impl Config {
             ),
             (!(o.lr > 0.0 && o.lr < 1.0), format!("optimizer.lr = {}: must be above 0 and below 1", o.lr)),
             (
-                !(0.0..1.0).contains(&o.beta1) || !(0.0..1.0).contains(&o.beta2) || !(o.eps > 0.0),
+                !(0.0..1.0).contains(&o.beta1)
+                    || !(0.0..1.0).contains(&o.beta2)
+                    || o.eps.is_nan()
+                    || o.eps <= 0.0,
                 "optimizer: beta1 and beta2 must be at least 0 and below 1, eps positive".into(),
             ),
             (

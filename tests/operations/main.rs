@@ -16,4 +16,5 @@ mod mask;
 mod pool;
 mod realign;
 mod resize;
+mod resized_taps;
 mod structure;

@@ -16,9 +16,9 @@ fn concat_streams_puts_channels_side_by_side() {
 #[test]
 fn gradients() {
     let x = random([2, 3, 5], 1);
-    check(&[x.clone()], |t, v| ops::concat_streams(t, &v[0]));
-    check(&[x.clone()], |t, v| ops::select(t, &v[0], 1));
-    check(&[x.clone()], |t, v| ops::reshape(t, &v[0], [5, 6]));
+    check(std::slice::from_ref(&x), |t, v| ops::concat_streams(t, &v[0]));
+    check(std::slice::from_ref(&x), |t, v| ops::select(t, &v[0], 1));
+    check(std::slice::from_ref(&x), |t, v| ops::reshape(t, &v[0], [5, 6]));
     // Both halves used, one of them twice: contributions add up.
     check(&[x], |t, v| {
         let (a, b) = (ops::select(t, &v[0], 0)?, ops::select(t, &v[0], 1)?);
