@@ -6,7 +6,7 @@ use crate::data::{ClassSet, Dataset, Example, Sample, batch, to_bytes};
 use crate::metrics::{AveragePrecision, Confusion, FusionMean, Scores, fusion_metrics};
 use crate::model::{Amdanet, SMALLEST_SIDE};
 use crate::nn::Pass;
-use crate::{Error, Result, Tensor, ops};
+use crate::{Error, Result, Tensor, cpu, ops};
 
 /// A modality that is replaced by black, to see what the network makes of the other alone.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
@@ -32,10 +32,12 @@ pub struct Prediction {
 /// # Errors
 /// When the pictures' shapes differ or a side is below 32.
 pub fn predict(model: &Amdanet, visible: &Tensor, infrared: &Tensor) -> Result<Prediction> {
-    let mut pass = Pass::eval(&model.params);
-    let output = model.forward(&mut pass, visible, infrared)?;
-    let labels = ops::argmax(&mut pass.tape, &output.logits)?.as_slice::<u8>().to_vec();
-    Ok(Prediction { labels, fused: to_bytes(output.image.value().f32()), logits: output.logits })
+    cpu::on_pool(|| {
+        let mut pass = Pass::eval(&model.params);
+        let output = model.forward(&mut pass, visible, infrared)?;
+        let labels = ops::argmax(&mut pass.tape, &output.logits)?.as_slice::<u8>().to_vec();
+        Ok(Prediction { labels, fused: to_bytes(output.image.value().f32()), logits: output.logits })
+    })
 }
 
 /// What [`evaluate`] measured.

@@ -16,7 +16,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use crate::cpu::adamw::AdamW;
+use crate::cpu::{self, adamw::AdamW};
 use crate::model::{Amdanet, Arch, Encoder, Masking, ModelConfig, stack};
 use crate::nn::{Params, Pass};
 use crate::train::{LossWeights, Optimizer, Targets, losses};
@@ -244,6 +244,10 @@ impl Scene {
 /// When the file cannot be read or does not hold what a golden file holds. A wrong result is no error: see
 /// [`Report::holds`].
 pub fn verify(path: &Path) -> Result<Report> {
+    cpu::on_pool(|| verify_here(path))
+}
+
+fn verify_here(path: &Path) -> Result<Report> {
     let golden = Golden::read(path)?;
     let h = &golden.header;
     let nothing_random =

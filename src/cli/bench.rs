@@ -11,7 +11,7 @@ use crate::model::Amdanet;
 use crate::nn::Pass;
 use crate::random::Philox;
 use crate::train::{Config, Recipe, Trainer};
-use crate::{Error, Result, Tensor, tensor};
+use crate::{Error, Result, Tensor, cpu, tensor};
 
 #[derive(Subcommand)]
 pub enum Bench {
@@ -103,8 +103,10 @@ impl Options {
         let (model, _) = self.build()?;
         let batch = self.batch()?;
         let spread = self.time(|| {
-            let mut pass = Pass::eval(&model.params);
-            model.forward(&mut pass, &batch.visible, &batch.infrared).map(drop)
+            cpu::on_pool(|| {
+                let mut pass = Pass::eval(&model.params);
+                model.forward(&mut pass, &batch.visible, &batch.infrared).map(drop)
+            })
         })?;
         let gflop = model.costs(self.size.height, self.size.width).iter().map(|c| c.flop).sum::<u64>() as f64
             * self.batch as f64

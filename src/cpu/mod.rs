@@ -33,6 +33,14 @@ pub fn simd<R>(f: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(f)
 }
 
+/// Runs `f` on one of rayon's threads.
+///
+/// A parallel loop that is started there shares its work at once; one that is started elsewhere is handed over first,
+/// which wakes and waits for a thread each time. A pass has thousands of loops, so it pays to move as a whole.
+pub fn on_pool<R: Send>(f: impl FnOnce() -> R + Send) -> R {
+    rayon::scope(|_| f())
+}
+
 /// Rows for one task of a parallel loop over `rows` rows of `row_len` numbers: about 64 KiB, at least one row.
 pub fn rows_per_task(rows: usize, row_len: usize) -> usize {
     (16_384 / row_len.max(1)).clamp(1, rows.max(1))

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use super::config::Config;
 use super::losses::{Targets, losses};
 use super::optimizer::Optimizer;
-use crate::cpu::adamw::AdamW;
+use crate::cpu::{self, adamw::AdamW};
 use crate::data::{Augment, Batch, Dataset, Sample, augment, batch};
 use crate::model::{Amdanet, Masking};
 use crate::nn::Pass;
@@ -118,6 +118,10 @@ impl Trainer {
     /// # Errors
     /// When shapes do not fit, a label is not a class, or the loss is not finite (nothing is changed then).
     pub fn step(&mut self, batch: &Batch) -> Result<Progress> {
+        cpu::on_pool(|| self.step_here(batch))
+    }
+
+    fn step_here(&mut self, batch: &Batch) -> Result<Progress> {
         let (step, seed) = (self.steps(), self.config.run.seed);
         let arch = self.model.config().arch;
         let mut pass =
