@@ -38,7 +38,7 @@ pub type State = BTreeMap<String, Array>;
 
 /// Reads a checkpoint, recognising its container by its content.
 ///
-/// A file that [`write`] made comes back as it was, with its [`Meta`]. Any other file comes back without one, in the
+/// A file that [`write()`] made comes back as it was, with its [`Meta`]. Any other file comes back without one, in the
 /// names of the published checkpoints: `module.` is taken off, a SegFormer encoder (its own names or those of the
 /// transformers library) goes into both streams and loses its classifier; [`kind`] tells which it was. Values of 16
 /// or 64 bits become `f32`; counters (`num_batches_tracked`) and whatever lies beside the state dict are dropped.

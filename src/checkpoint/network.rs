@@ -65,7 +65,7 @@ pub fn save(path: &Path, model: &Amdanet, classes: &ClassSet) -> Result<()> {
 /// Reads a checkpoint of any known kind and writes it in this program's own format; returns a line on what it was.
 ///
 /// # Errors
-/// As [`read`], [`load`] and [`write`].
+/// As [`read`], [`load`] and [`write()`].
 pub fn convert(input: &Path, output: &Path, bn_eps: Option<f32>) -> Result<String> {
     let (state, meta) = read(input)?;
     let mut meta = match meta {

@@ -8,7 +8,7 @@ use crate::Tensor;
 /// Elements for one task of a parallel loop.
 const CHUNK: usize = 16_384;
 
-/// y[i] = f(x[i]).
+/// `y[i] = f(x[i])`.
 pub fn map(x: &Tensor, f: impl Fn(f32) -> f32 + Sync) -> Tensor {
     let mut y = Tensor::scratch(x.shape());
     y.f32_mut().par_chunks_mut(CHUNK).zip(x.f32().par_chunks(CHUNK)).for_each(|(y, x)| {
@@ -24,13 +24,13 @@ pub fn map(x: &Tensor, f: impl Fn(f32) -> f32 + Sync) -> Tensor {
     y
 }
 
-/// x[i] = f(x[i], y[i]), in place unless the buffer of `x` is shared.
+/// `x[i] = f(x[i], y[i])`, in place unless the buffer of `x` is shared.
 pub fn zip_into(mut x: Tensor, y: &Tensor, f: impl Fn(f32, f32) -> f32 + Sync) -> Tensor {
     zip_assign(x.f32_mut(), y.f32(), f);
     x
 }
 
-/// x[i] = f(x[i], y[i]).
+/// `x[i] = f(x[i], y[i])`.
 pub fn zip_assign(x: &mut [f32], y: &[f32], f: impl Fn(f32, f32) -> f32 + Sync) {
     x.par_chunks_mut(CHUNK).zip(y.par_chunks(CHUNK)).for_each(|(x, y)| {
         simd(
@@ -44,7 +44,7 @@ pub fn zip_assign(x: &mut [f32], y: &[f32], f: impl Fn(f32, f32) -> f32 + Sync) 
     });
 }
 
-/// x[i] += y[i].
+/// `x[i] += y[i]`.
 pub fn add_assign(x: &mut [f32], y: &[f32]) {
     zip_assign(
         x,

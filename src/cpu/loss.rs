@@ -74,7 +74,7 @@ fn reciprocal(n: usize) -> f64 {
     if n == 0 { 0.0 } else { 1.0 / n as f64 }
 }
 
-/// −mean log softmax(x)[label] over the pixels that are not ignored; 0 without any.
+/// `−mean log softmax(x)[label]` over the pixels that are not ignored; 0 without any.
 pub fn cross_entropy(logits: &Tensor, labels: &[u8]) -> f32 {
     let (k, x) = (logits.shape().last(), logits.f32());
     let sum = sum_blocks(

@@ -43,7 +43,7 @@ pub fn combine(partial: &[Vec<f32>], width: usize) -> Vec<f32> {
     total.into_iter().map(|t| t as f32).collect()
 }
 
-/// Σᵢ f(x₀[i], x₁[i], …) over slices as long as the first: along the channels of one pixel.
+/// `Σᵢ f(x₀[i], x₁[i], …)` over slices as long as the first: along the channels of one pixel.
 ///
 /// In 16 interleaved sums, because a single one would forbid vector instructions.
 #[inline(always)]

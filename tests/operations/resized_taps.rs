@@ -50,8 +50,8 @@ fn is_the_convolution_of_the_resized_maps() {
                 to[from..from + count].copy_from_slice(x);
             }
         };
-        for level in 0..4 {
-            let large = ops::resize(tape, &v[level], h, w).unwrap();
+        for (level, map) in v[..4].iter().enumerate() {
+            let large = ops::resize(tape, map, h, w).unwrap();
             let (first, second) = large.value().f32().split_at(b * h * w * c);
             put(first, 2 * level * c, c);
             put(second, (2 * level + 1) * c, c);
