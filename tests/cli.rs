@@ -148,6 +148,18 @@ fn the_paper_trains_too() {
 }
 
 #[test]
+fn a_file_that_chooses_the_architecture_chooses_its_losses() {
+    let folder = Folder::new();
+    let (data, run, file) = (folder.scenes(4), folder.text("run"), folder.text("c.toml"));
+    fs::write(&file, "[model]\narch = \"paper\"\n").unwrap();
+    succeeds(train_args(&data, &run).iter().chain(&["--config", &file[..]]));
+    let metrics = fs::read_to_string(folder.at("run/metrics.jsonl")).unwrap();
+    let line = json(metrics.lines().last().unwrap());
+    positive(&line["cr"]);
+    assert!(line.get("dice").is_none(), "{line}");
+}
+
+#[test]
 fn run_writes_what_it_can() {
     let folder = Folder::new();
     let sizes = [("a", 96, 64), ("b", 101, 75), ("c", 33, 47)];

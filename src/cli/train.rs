@@ -108,6 +108,9 @@ impl Train {
         let mut c = Config::new(self.preset, self.recipe, self.encoder, self.arch, count);
         if let Some(path) = &self.config {
             let text = fs::read_to_string(path).map_err(Error::io(path, "read"))?;
+            let arch = config::overlay(&c, &text, path)?.model.arch;
+            // The file may choose the architecture; the losses it leaves out are then those of its choice.
+            c = Config::new(self.preset, self.recipe, self.encoder, arch, count);
             c = config::overlay(&c, &text, path)?;
         }
         if let Some(Size { height, width }) = self.size {
