@@ -46,7 +46,7 @@ impl Meta {
     pub(super) fn to_strings(&self) -> Result<BTreeMap<String, String>, String> {
         self.check()?;
         let json = |value: serde_json::Result<String>| value.map_err(|e| e.to_string());
-        let encoder = self.model.encoder().map_or("custom", |e| e.name());
+        let encoder = self.model.encoder_name();
         let mut strings = self.extra.clone();
         for (key, value) in [
             ("format", FORMAT.into()),

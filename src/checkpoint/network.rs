@@ -26,11 +26,7 @@ pub fn load(path: &Path, bn_eps: Option<f32>) -> Result<Loaded> {
         let what = "holds an encoder without heads: train from it with `amdanet train --init`";
         return Err(Error::file(path, what));
     }
-    let mut meta = match meta {
-        Some(meta) => meta,
-        None => Meta::new(detected(path, &state)?),
-    };
-    meta.model.bn_eps = bn_eps.unwrap_or(meta.model.bn_eps);
+    let meta = complete(path, &state, meta, bn_eps)?;
     let classes = classes(&meta)?;
     let mut model = build(path, &state, meta.model)?;
     fill(&mut model, path, &state, |_| true)?;
@@ -68,12 +64,8 @@ pub fn save(path: &Path, model: &Amdanet, classes: &ClassSet) -> Result<()> {
 /// As [`read`], [`load`] and [`write()`].
 pub fn convert(input: &Path, output: &Path, bn_eps: Option<f32>) -> Result<String> {
     let (state, meta) = read(input)?;
-    let mut meta = match meta {
-        Some(meta) => meta,
-        None => Meta::new(detected(input, &state)?),
-    };
-    meta.model.bn_eps = bn_eps.unwrap_or(meta.model.bn_eps);
-    let encoder = meta.model.encoder().map_or("custom", |e| e.name());
+    let mut meta = complete(input, &state, meta, bn_eps)?;
+    let encoder = meta.model.encoder_name();
     let what = match kind(&state) {
         Kind::Encoder => format!("encoder {encoder}, in both streams"),
         Kind::Full => {
@@ -102,8 +94,14 @@ fn build(path: &Path, state: &State, config: ModelConfig) -> Result<Amdanet> {
     Amdanet::new(config)
 }
 
-fn detected(path: &Path, state: &State) -> Result<ModelConfig> {
-    detect(state).map_err(|e| Error::file(path, e.to_string()))
+/// What a file says of its network, or its names and shapes where it says nothing; `bn_eps` has the last word.
+fn complete(path: &Path, state: &State, meta: Option<Meta>, bn_eps: Option<f32>) -> Result<Meta> {
+    let mut meta = match meta {
+        Some(meta) => meta,
+        None => Meta::new(detect(state).map_err(|e| Error::file(path, e.to_string()))?),
+    };
+    meta.model.bn_eps = bn_eps.unwrap_or(meta.model.bn_eps);
+    Ok(meta)
 }
 
 /// What the checkpoint says of its classes, or the published data set with that many.

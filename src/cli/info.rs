@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{Network, Size, say, say_json};
-use crate::model::{Amdanet, Encoder, ModelConfig};
+use crate::model::{Amdanet, ModelConfig};
 use crate::{Result, checkpoint};
 
 #[derive(Args)]
@@ -36,7 +36,7 @@ impl Info {
             }
         };
         let c = model.config();
-        let encoder = c.encoder().map_or("custom", Encoder::name);
+        let encoder = c.encoder_name();
         let costs = model.costs(self.size.height, self.size.width);
         let flop: u64 = costs.iter().map(|cost| cost.flop).sum();
         let gflop = |flop: u64| flop as f64 / 1e9;

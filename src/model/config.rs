@@ -153,6 +153,11 @@ impl ModelConfig {
         (0..4).map(level).sum::<f64>() + 4.0 * decoder * decoder + 72.0 * fusion * fusion
     }
 
+    /// The name of its size, `custom` when it is none of the named ones.
+    pub fn encoder_name(&self) -> &'static str {
+        self.encoder().map_or("custom", Encoder::name)
+    }
+
     /// Checks what the layers rely on.
     ///
     /// # Errors

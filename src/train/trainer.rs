@@ -53,19 +53,31 @@ impl<'a> Examples<'a> {
     /// When a file of the data set cannot be read.
     pub fn batch(&self, step: usize) -> Result<Batch> {
         use rayon::prelude::*;
-        let first = step * self.config.run.batch;
-        let examples = (first..first + self.config.run.batch).into_par_iter().map(|n| self.example(n));
+        let (length, first) = (self.dataset.len(), step * self.config.run.batch);
+        let end = first + self.config.run.batch;
+        // A batch can reach from one epoch into the next.
+        let orders: Vec<_> = (first / length..end.div_ceil(length)).map(|epoch| self.order(epoch)).collect();
+        let examples = (first..end).into_par_iter().map(|n| {
+            let order = &orders[n / length - first / length];
+            self.example(n, order[n % length])
+        });
         batch(&examples.collect::<Result<Vec<_>>>()?)
     }
 
-    fn example(&self, n: usize) -> Result<crate::data::Example> {
-        let (seed, a) = (self.config.run.seed, &self.config.augment);
-        let (epoch, position) = (n / self.dataset.len(), n % self.dataset.len());
+    /// The samples of an epoch, in its order.
+    fn order(&self, epoch: usize) -> Vec<usize> {
         let mut order: Vec<usize> = (0..self.dataset.len()).collect();
-        Philox::new(seed.wrapping_add(domain::ORDER), epoch as u64).shuffle(&mut order);
+        let seed = self.config.run.seed.wrapping_add(domain::ORDER);
+        Philox::new(seed, epoch as u64).shuffle(&mut order);
+        order
+    }
+
+    /// Example `n` of the run, made of sample `index`.
+    fn example(&self, n: usize, index: usize) -> Result<crate::data::Example> {
+        let (seed, a) = (self.config.run.seed, &self.config.augment);
         let mut stream = Philox::new(seed.wrapping_add(domain::AUGMENT), n as u64);
         let how = Augment { size: (a.height, a.width), scales: a.scales.clone(), mirror: a.mirror as f32 };
-        self.with_sample(order[position], |sample| augment(sample, &how, &mut || stream.f32()))
+        self.with_sample(index, |sample| augment(sample, &how, &mut || stream.f32()))
     }
 
     fn with_sample<T>(&self, index: usize, f: impl FnOnce(&Sample) -> T) -> Result<T> {
