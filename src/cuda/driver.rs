@@ -1,0 +1,263 @@
+//! The seam between this program and a CUDA device.
+//!
+//! [`super::gpu`] implements it for a real device. The tests implement it with an emulator that runs the same kernels
+//! on the host, and with one that fails on purpose.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::{DType, Result};
+
+/// An argument of a kernel, as its parameter list declares it.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Arg {
+    /// A pointer to device memory; 0 is a null pointer.
+    Pointer(u64),
+    /// `int`
+    I32(i32),
+    /// `unsigned long long`
+    U64(u64),
+    /// `float`
+    F32(f32),
+}
+
+impl Arg {
+    /// The bytes that a launch passes: as many of them as the parameter is long, little-endian.
+    pub fn bits(self) -> u64 {
+        match self {
+            Self::Pointer(v) | Self::U64(v) => v,
+            Self::I32(v) => u64::from(v as u32),
+            Self::F32(v) => u64::from(v.to_bits()),
+        }
+    }
+}
+
+/// What a launch cannot do without: the floor that its time is compared with.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Work {
+    /// Bytes of inputs and outputs, each counted once.
+    pub bytes: u64,
+    /// Floating-point operations, 2 for a multiply-add.
+    pub operations: u64,
+}
+
+/// One launch of a kernel.
+#[derive(Debug)]
+pub struct Launch<'a> {
+    /// The kernel's `extern "C"` name.
+    pub kernel: &'a str,
+    /// Blocks along x, y, z.
+    pub grid: [u32; 3],
+    /// Threads of a block along x, y, z.
+    pub block: [u32; 3],
+    /// Bytes of dynamic shared memory.
+    pub shared: u32,
+    /// The arguments, in the order of the parameters.
+    pub args: &'a [Arg],
+    /// What the launch has to move and to compute at least.
+    pub work: Work,
+}
+
+impl fmt::Display for Launch<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ([gx, gy, gz], [bx, by, bz]) = (self.grid, self.block);
+        write!(f, "{}<<<({gx}, {gy}, {gz}), ({bx}, {by}, {bz}), {}>>>", self.kernel, self.shared)
+    }
+}
+
+/// A matrix of a product, or one for each of several products: row-major, `stride` elements from row to row and
+/// `batch` elements from one product's matrix to the next.
+#[derive(Clone, Copy, Debug)]
+pub struct Matrix {
+    /// Address of its first element.
+    pub address: u64,
+    /// Elements from one row to the next.
+    pub stride: usize,
+    /// Elements from one product to the next.
+    pub batch: usize,
+}
+
+/// `count` products c = a·b + bias + residual, where a is m×k, b is k×n and c is m×n; all of one type, sums in f32.
+#[derive(Clone, Copy, Debug)]
+pub struct Product {
+    /// The type of every matrix and of the bias.
+    pub dtype: DType,
+    /// How many.
+    pub count: usize,
+    /// m, n, k.
+    pub shape: (usize, usize, usize),
+    /// a, or its transpose (k×m) when `a_transposed`.
+    pub a: Matrix,
+    /// Whether `a` is stored k×m.
+    pub a_transposed: bool,
+    /// b, or its transpose (n×k) when `b_transposed`.
+    pub b: Matrix,
+    /// Whether `b` is stored n×k.
+    pub b_transposed: bool,
+    /// c.
+    pub c: Matrix,
+    /// n numbers that are added to every row of c; the next product's follow.
+    pub bias: Option<u64>,
+    /// A matrix of the shape of c that is added to it; it may be c itself.
+    pub residual: Option<Matrix>,
+}
+
+impl fmt::Display for Product {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (m, n, k) = self.shape;
+        let t = |transposed| if transposed { "'" } else { "" };
+        write!(f, "product_{} {} x ({m}x{k}){}", self.dtype, self.count, t(self.a_transposed))?;
+        write!(f, "({k}x{n}){}", t(self.b_transposed))?;
+        f.write_str(if self.bias.is_some() { " + bias" } else { "" })?;
+        f.write_str(if self.residual.is_some() { " + residual" } else { "" })
+    }
+}
+
+impl Product {
+    /// Bytes of all matrices, each counted once, and operations.
+    pub fn work(&self) -> Work {
+        let (m, n, k) = self.shape;
+        let residual = if self.residual.is_some() { m * n } else { 0 };
+        let numbers = self.count * (m * k + k * n + m * n + residual);
+        Work { bytes: (numbers * self.dtype.size()) as u64, operations: (2 * self.count * m * n * k) as u64 }
+    }
+}
+
+/// A device and one queue of work on it: everything is done in the order of the calls.
+///
+/// Work may still be under way when a call returns; an error that the device meets later comes with a later call.
+pub trait Driver: Send + Sync {
+    /// The device in words: `cuda:0, NVIDIA H200, sm_90, 139.8 GiB`.
+    fn name(&self) -> String;
+
+    /// Compute capability, major and minor: (9, 0) for Hopper.
+    fn capability(&self) -> (u32, u32);
+
+    /// Reserves device memory, of arbitrary content; the address is a multiple of 256.
+    ///
+    /// # Errors
+    /// When there is not enough.
+    fn allocate(&self, bytes: usize) -> Result<u64>;
+
+    /// Gives back what [`Driver::allocate`] gave, once the work queued so far is done.
+    fn free(&self, address: u64, bytes: usize);
+
+    /// Copies from the host.
+    ///
+    /// # Errors
+    /// When the device reports one.
+    ///
+    /// # Safety
+    /// `data.len()` bytes at `to` belong to the caller.
+    unsafe fn upload(&self, data: &[u8], to: u64) -> Result<()>;
+
+    /// Copies to the host, and waits for it.
+    ///
+    /// # Errors
+    /// When the device reports one.
+    ///
+    /// # Safety
+    /// `data.len()` bytes at `from` belong to the caller.
+    unsafe fn download(&self, from: u64, data: &mut [u8]) -> Result<()>;
+
+    /// Copies within the device.
+    ///
+    /// # Errors
+    /// When the device reports one.
+    ///
+    /// # Safety
+    /// `bytes` bytes at both addresses belong to the caller and do not overlap.
+    unsafe fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()>;
+
+    /// Sets every byte.
+    ///
+    /// # Errors
+    /// When the device reports one.
+    ///
+    /// # Safety
+    /// `bytes` bytes at `to` belong to the caller.
+    unsafe fn fill(&self, to: u64, byte: u8, bytes: usize) -> Result<()>;
+
+    /// Starts a kernel.
+    ///
+    /// # Errors
+    /// When there is no such kernel, or the device reports one; the message names the launch.
+    ///
+    /// # Safety
+    /// The arguments are what the kernel's parameters ask for, and what it touches belongs to the caller.
+    unsafe fn launch(&self, launch: &Launch) -> Result<()>;
+
+    /// Starts matrix products.
+    ///
+    /// # Errors
+    /// When the device reports one; the message names the product.
+    ///
+    /// # Safety
+    /// The matrices belong to the caller.
+    unsafe fn product(&self, product: &Product) -> Result<()>;
+
+    /// Waits until all queued work is done.
+    ///
+    /// # Errors
+    /// What that work met.
+    fn synchronise(&self) -> Result<()>;
+
+    /// Records what is queued from now on instead of doing it.
+    ///
+    /// # Errors
+    /// When the device cannot.
+    fn begin_capture(&self) -> Result<()>;
+
+    /// Ends the recording; what was recorded can be done again and again, on the same memory.
+    ///
+    /// # Errors
+    /// When something since [`Driver::begin_capture`] cannot be recorded.
+    fn end_capture(&self) -> Result<Box<dyn Graph>>;
+}
+
+/// Recorded work.
+pub trait Graph: Send {
+    /// Queues all of it.
+    ///
+    /// # Errors
+    /// When the device reports one.
+    ///
+    /// # Safety
+    /// The memory that the recorded work touches still belongs to the caller.
+    unsafe fn launch(&self) -> Result<()>;
+}
+
+/// A block of device memory, given back when dropped.
+pub struct Memory {
+    driver: Arc<dyn Driver>,
+    address: u64,
+    bytes: usize,
+}
+
+impl Memory {
+    /// `bytes` bytes of arbitrary content.
+    ///
+    /// # Errors
+    /// When there is not enough.
+    pub fn new(driver: &Arc<dyn Driver>, bytes: usize) -> Result<Self> {
+        // An empty tensor has an address too.
+        let bytes = bytes.max(1);
+        Ok(Self { address: driver.allocate(bytes)?, driver: driver.clone(), bytes })
+    }
+
+    /// Whose memory it is.
+    pub fn driver(&self) -> &Arc<dyn Driver> {
+        &self.driver
+    }
+
+    /// Where it begins.
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        self.driver.free(self.address, self.bytes);
+    }
+}
