@@ -45,6 +45,14 @@ pub enum Error {
         /// What is wrong with it, with the value, and the remedy.
         what: String,
     },
+    /// A CUDA device refused something, or is not there.
+    #[error("{what}: {why}")]
+    Cuda {
+        /// What was asked of it: a launch with its shape, an allocation with its size.
+        what: String,
+        /// CUDA's own text, or the remedy.
+        why: String,
+    },
     /// A configuration or argument that cannot be used.
     #[error("{0}")]
     Config(String),
@@ -54,6 +62,11 @@ impl Error {
     /// A [`Error::Shape`].
     pub fn shape(op: &'static str, why: impl Into<String>, shapes: &[Shape]) -> Self {
         Self::Shape { op, why: why.into(), shapes: shapes.to_vec() }
+    }
+
+    /// A [`Error::Cuda`].
+    pub fn cuda(what: impl std::fmt::Display, why: impl std::fmt::Display) -> Self {
+        Self::Cuda { what: what.to_string(), why: why.to_string() }
     }
 
     /// Wraps a system error: `fs::read(path).map_err(Error::io(path, "read"))`.

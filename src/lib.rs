@@ -7,6 +7,7 @@ pub mod checkpoint;
 pub mod cli;
 pub mod config;
 pub mod cpu;
+pub mod cuda;
 pub mod data;
 mod error;
 pub mod evaluate;
