@@ -168,7 +168,8 @@ impl Tape {
         if loss.value.len() != 1 {
             return Err(Error::shape("backward", "a loss is a single number", &[loss.shape()]));
         }
-        self.backward_from(id, Tensor::full(loss.shape(), 1.0))
+        let seed = Tensor::full(loss.shape(), 1.0).to(&loss.value.device())?;
+        self.backward_from(id, seed)
     }
 
     /// Like [`Tape::backward`], from the gradient `seed` of a variable of any shape.

@@ -154,6 +154,6 @@ impl FusionHead {
         drop(taps);
         let x = self.norm.forward(pass, &x, repeats)?;
         let x = self.last.forward(pass, &x)?;
-        Ok(ops::sigmoid(&mut pass.tape, &x))
+        ops::sigmoid(&mut pass.tape, &x)
     }
 }

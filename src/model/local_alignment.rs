@@ -61,18 +61,18 @@ impl LocalAlignment {
         let rows = ops::reshape(&mut pass.tape, &pooled, [2, 1, shape[2], shape[3]])?;
         let [mean, max] = [0, 1].map(|row| ops::select(&mut pass.tape, &rows, row));
         let sum = ops::add(&mut pass.tape, &mean?, max?)?;
-        let channel = ops::sigmoid(&mut pass.tape, &sum);
+        let channel = ops::sigmoid(&mut pass.tape, &sum)?;
 
         let statistics = ops::spatial_pool(&mut pass.tape, x)?;
         let spatial = match &self.spatial {
             Spatial::Pointwise(first, second) => {
                 let hidden = first.forward(pass, &statistics)?;
-                let hidden = ops::relu(&mut pass.tape, &hidden);
+                let hidden = ops::relu(&mut pass.tape, &hidden)?;
                 second.forward(pass, &hidden)?
             }
             Spatial::Wide(conv) => conv.forward(pass, &statistics)?,
         };
-        let spatial = ops::sigmoid(&mut pass.tape, &spatial);
+        let spatial = ops::sigmoid(&mut pass.tape, &spatial)?;
 
         match &self.gate {
             None => ops::realign_paper(&mut pass.tape, x, &channel, &spatial),
@@ -80,7 +80,7 @@ impl LocalAlignment {
                 let both = ops::concat_streams(&mut pass.tape, x)?;
                 let gate = mlp(pass, gate, &both)?;
                 drop(both);
-                let gate = ops::sigmoid(&mut pass.tape, &gate);
+                let gate = ops::sigmoid(&mut pass.tape, &gate)?;
                 ops::realign_release(&mut pass.tape, x, &gate, &channel, &spatial)
             }
         }
@@ -90,6 +90,6 @@ impl LocalAlignment {
 /// Linear, ReLU, linear.
 fn mlp(pass: &mut Pass, [first, second]: &[Linear; 2], x: &Var) -> Result<Var> {
     let hidden = first.forward(pass, x)?;
-    let hidden = ops::relu(&mut pass.tape, &hidden);
+    let hidden = ops::relu(&mut pass.tape, &hidden)?;
     second.forward(pass, &hidden)
 }

@@ -31,9 +31,9 @@ impl Sci {
         let both = ops::concat_streams(&mut pass.tape, x)?;
         let hidden = self.reduce.forward(pass, &both)?;
         drop(both);
-        let hidden = ops::relu(&mut pass.tape, &hidden);
+        let hidden = ops::relu(&mut pass.tape, &hidden)?;
         let score = self.score.forward(pass, &hidden)?;
-        let m = ops::sigmoid(&mut pass.tape, &score);
+        let m = ops::sigmoid(&mut pass.tape, &score)?;
         let lambda = pass.param(self.lambda);
         ops::gate(&mut pass.tape, x, &m, &lambda, self.tau)
     }

@@ -1,6 +1,7 @@
 //! Operations on each element alone.
 
 use crate::cpu::elementwise as cpu;
+use crate::cuda::elementwise as cuda;
 use crate::{Error, Result, Tape, Var};
 
 /// a + b, of equal shapes. The buffer of `b` is reused when nobody else holds it.
@@ -18,22 +19,31 @@ pub fn add(tape: &mut Tape, a: &Var, b: Var) -> Result<Var> {
 }
 
 /// max(x, 0).
-pub fn relu(tape: &mut Tape, x: &Var) -> Var {
-    let y = cpu::relu(x.value());
+///
+/// # Errors
+/// When a device reports one.
+pub fn relu(tape: &mut Tape, x: &Var) -> Result<Var> {
+    let y = on_device_of!(x.value(), relu(x.value()))?;
     let saved = y.clone();
-    tape.record([x], y, move |dy, _| Ok([Some(cpu::relu_backward(dy, &saved))]))
+    Ok(tape.record([x], y, move |dy, _| Ok([Some(on_device_of!(saved, relu_backward(dy, &saved))?)])))
 }
 
 /// The logistic function σ(x).
-pub fn sigmoid(tape: &mut Tape, x: &Var) -> Var {
-    let y = cpu::sigmoid(x.value());
+///
+/// # Errors
+/// When a device reports one.
+pub fn sigmoid(tape: &mut Tape, x: &Var) -> Result<Var> {
+    let y = on_device_of!(x.value(), sigmoid(x.value()))?;
     let saved = y.clone();
-    tape.record([x], y, move |dy, _| Ok([Some(cpu::sigmoid_backward(dy, &saved))]))
+    Ok(tape.record([x], y, move |dy, _| Ok([Some(on_device_of!(saved, sigmoid_backward(dy, &saved))?)])))
 }
 
 /// GELU(x) = x·Φ(x), exact.
-pub fn gelu(tape: &mut Tape, x: &Var) -> Var {
-    let y = cpu::gelu(x.value());
+///
+/// # Errors
+/// When a device reports one.
+pub fn gelu(tape: &mut Tape, x: &Var) -> Result<Var> {
+    let y = on_device_of!(x.value(), gelu(x.value()))?;
     let saved = x.value().clone();
-    tape.record([x], y, move |dy, _| Ok([Some(cpu::gelu_backward(dy, &saved))]))
+    Ok(tape.record([x], y, move |dy, _| Ok([Some(on_device_of!(saved, gelu_backward(dy, &saved))?)])))
 }

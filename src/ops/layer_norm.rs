@@ -1,6 +1,7 @@
 //! Layer normalisation.
 
 use crate::cpu::layer_norm as cpu;
+use crate::cuda::layer_norm as cuda;
 use crate::{Error, Result, Tape, Var};
 
 /// y = (x − μ)/√(σ² + eps)·w + b, μ and σ² over the channels.
@@ -15,10 +16,10 @@ pub fn layer_norm(tape: &mut Tape, x: &Var, weight: &Var, bias: &Var, eps: f32) 
         let why = "x must be (S, ..., C), the weight and the bias (S, C)";
         return Err(Error::shape("layer_norm", why, &[xs, ws, bs]));
     }
-    let (y, statistics) = cpu::forward(x.value(), weight.value(), bias.value(), eps);
+    let (y, statistics) = on_device_of!(x.value(), forward(x.value(), weight.value(), bias.value(), eps))?;
     let (xv, wv) = (x.value().clone(), weight.value().clone());
     Ok(tape.record([x, weight, bias], y, move |dy, _| {
-        let (dx, dw, db) = cpu::backward(dy, &xv, &wv, &statistics)?;
+        let (dx, dw, db) = on_device_of!(xv, try backward(dy, &xv, &wv, &statistics))?;
         Ok([Some(dx), Some(dw), Some(db)])
     }))
 }

@@ -1,6 +1,7 @@
 //! Linear layers.
 
 use crate::cpu::linear as cpu;
+use crate::cuda::linear as cuda;
 use crate::{Error, Result, Tape, Tensor, Var};
 
 /// y = x·Wᵀ + b.
@@ -11,7 +12,7 @@ use crate::{Error, Result, Tape, Tensor, Var};
 /// When the shapes do not fit.
 pub fn linear(tape: &mut Tape, x: &Var, weight: &Var, bias: Option<&Var>) -> Result<Var> {
     check(x, weight, bias)?;
-    let y = cpu::forward(x.value(), weight.value(), bias.map(Var::value), None);
+    let y = on_device_of!(x.value(), forward(x.value(), weight.value(), bias.map(Var::value), None))?;
     let (xv, wv) = (x.value().clone(), weight.value().clone());
     Ok(match bias {
         None => tape.record([x, weight], y, move |dy, needs| {
@@ -32,7 +33,8 @@ pub fn linear_add(tape: &mut Tape, x: &Var, weight: &Var, bias: &Var, residual: 
         let why = "the residual does not have the output's shape";
         return Err(Error::shape("linear_add", why, &[x.shape(), weight.shape(), residual.shape()]));
     }
-    let y = cpu::forward(x.value(), weight.value(), Some(bias.value()), Some(residual.value()));
+    let (b, r) = (Some(bias.value()), Some(residual.value()));
+    let y = on_device_of!(x.value(), forward(x.value(), weight.value(), b, r))?;
     let (xv, wv) = (x.value().clone(), weight.value().clone());
     Ok(tape.record([x, weight, bias, residual], y, move |dy, needs| {
         let [dx, dw, db] = backward(&dy, &xv, &wv, [needs[0], needs[1], needs[2]])?;
@@ -43,9 +45,9 @@ pub fn linear_add(tape: &mut Tape, x: &Var, weight: &Var, bias: &Var, residual: 
 fn backward(dy: &Tensor, x: &Tensor, w: &Tensor, needs: [bool; 3]) -> Result<[Option<Tensor>; 3]> {
     let s = w.dim(0);
     Ok([
-        needs[0].then(|| cpu::backward_input(dy, w)),
-        needs[1].then(|| cpu::backward_weight(dy, x, s)),
-        if needs[2] { Some(cpu::backward_bias(dy, s)?) } else { None },
+        needs[0].then(|| on_device_of!(dy, backward_input(dy, w))).transpose()?,
+        needs[1].then(|| on_device_of!(dy, backward_weight(dy, x, s))).transpose()?,
+        needs[2].then(|| on_device_of!(dy, try backward_bias(dy, s))).transpose()?,
     ])
 }
 

@@ -2,6 +2,16 @@
 //!
 //! Feature maps are `(S, B, H, W, C)`: streams, batch, rows, columns, channels. Weights have the leading axis S too.
 
+/// `f(arguments)` of `cpu` or of `cuda`, by where the tensor `x` is; what the CPU cannot fail at becomes `Ok`.
+macro_rules! on_device_of {
+    ($x:expr, try $f:ident($($argument:expr),* $(,)?)) => {
+        if $x.is_on_cpu() { cpu::$f($($argument),*) } else { cuda::$f($($argument),*) }
+    };
+    ($x:expr, $f:ident($($argument:expr),* $(,)?)) => {
+        if $x.is_on_cpu() { Ok(cpu::$f($($argument),*)) } else { cuda::$f($($argument),*) }
+    };
+}
+
 mod argmax;
 mod attention;
 mod batch_norm;

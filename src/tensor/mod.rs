@@ -1,9 +1,10 @@
-//! Contiguous, channels-last tensors.
+//! Contiguous, channels-last tensors on one device.
 //!
-//! A [`Tensor`] is a shape and a contiguous range of a shared [`Buffer`]; there are no strides. Cloning one, or
-//! taking a range of its leading axis, copies nothing. Writing to one that shares its buffer copies it first.
+//! A [`Tensor`] is a shape and a contiguous range of a shared buffer; there are no strides. Cloning one, or taking a
+//! range of its leading axis, copies nothing. Writing to one that shares its buffer copies it first.
 
 mod buffer;
+mod device;
 mod dtype;
 mod shape;
 
@@ -11,10 +12,18 @@ use std::ops::Range;
 use std::sync::Arc;
 
 pub use buffer::{Buffer, live_bytes, peak_bytes, reset_peak_bytes};
+pub use device::Device;
 pub use dtype::{DType, Element};
 pub use shape::{MAX_RANK, Shape};
 
+use crate::cuda::driver::{Driver, Memory};
 use crate::{Error, Result};
+
+/// Where the numbers of a tensor are.
+enum Storage {
+    Host(Buffer),
+    Device(Memory),
+}
 
 /// A contiguous array of numbers in row-major order; the last axis of a feature map is its channels.
 ///
@@ -24,7 +33,7 @@ use crate::{Error, Result};
 pub struct Tensor {
     shape: Shape,
     dtype: DType,
-    buffer: Arc<Buffer>,
+    storage: Arc<Storage>,
     /// First element of this tensor within the buffer.
     start: usize,
 }
@@ -50,8 +59,39 @@ impl Tensor {
     /// A tensor of arbitrary content, for a kernel that writes every element.
     pub fn scratch_of(shape: impl Into<Shape>, dtype: DType) -> Self {
         let shape = shape.into();
-        let buffer = Arc::new(Buffer::new(shape.len() * dtype.size()));
-        Self { shape, dtype, buffer, start: 0 }
+        let storage = Arc::new(Storage::Host(Buffer::new(shape.len() * dtype.size())));
+        Self { shape, dtype, storage, start: 0 }
+    }
+
+    /// A tensor of arbitrary content on `device`, for a kernel that writes every element.
+    ///
+    /// # Errors
+    /// When the device has not enough memory.
+    pub fn scratch_on(device: &Device, shape: impl Into<Shape>, dtype: DType) -> Result<Self> {
+        let shape = shape.into();
+        match device {
+            Device::Cpu => Ok(Self::scratch_of(shape, dtype)),
+            Device::Cuda(driver) => {
+                let storage = Storage::Device(Memory::new(driver, shape.len() * dtype.size())?);
+                Ok(Self { shape, dtype, storage: Arc::new(storage), start: 0 })
+            }
+        }
+    }
+
+    /// A tensor on `device` whose bytes are all 0: zeros of any type.
+    ///
+    /// # Errors
+    /// When the device has not enough memory, or reports an error.
+    pub fn zeros_on(device: &Device, shape: impl Into<Shape>, dtype: DType) -> Result<Self> {
+        let mut t = Self::scratch_on(device, shape, dtype)?;
+        let bytes = t.bytes();
+        match Arc::get_mut(&mut t.storage) {
+            Some(Storage::Host(buffer)) => buffer.as_mut_slice::<u8>()[..bytes].fill(0),
+            // SAFETY: the memory was allocated for these bytes, and nobody else has it.
+            Some(Storage::Device(memory)) => unsafe { memory.driver().fill(memory.address(), 0, bytes)? },
+            None => unreachable!("a new tensor shares nothing"),
+        }
+        Ok(t)
     }
 
     /// Copies `data`, in row-major order.
@@ -99,29 +139,119 @@ impl Tensor {
         self.dtype
     }
 
+    /// Bytes of all elements.
+    pub fn bytes(&self) -> usize {
+        self.len() * self.dtype.size()
+    }
+
+    /// The device that holds the elements.
+    pub fn device(&self) -> Device {
+        match &*self.storage {
+            Storage::Host(_) => Device::Cpu,
+            Storage::Device(memory) => Device::Cuda(memory.driver().clone()),
+        }
+    }
+
+    /// Whether the elements are in the host's memory, where [`Tensor::as_slice`] can read them.
+    pub fn is_on_cpu(&self) -> bool {
+        matches!(*self.storage, Storage::Host(_))
+    }
+
+    /// The driver and the address of the first element, on a CUDA device.
+    pub fn address(&self) -> Option<(&Arc<dyn Driver>, u64)> {
+        match &*self.storage {
+            Storage::Host(_) => None,
+            Storage::Device(memory) => {
+                Some((memory.driver(), memory.address() + (self.start * self.dtype.size()) as u64))
+            }
+        }
+    }
+
+    /// Whether no other tensor shares the buffer.
+    pub fn is_unique(&mut self) -> bool {
+        Arc::get_mut(&mut self.storage).is_some()
+    }
+
+    /// The same numbers on `device`; the same tensor when they are there.
+    ///
+    /// # Errors
+    /// When a device reports one.
+    pub fn to(&self, device: &Device) -> Result<Self> {
+        let bytes = self.bytes();
+        match (&*self.storage, device) {
+            (Storage::Host(_), Device::Cpu) => Ok(self.clone()),
+            (Storage::Host(buffer), Device::Cuda(driver)) => {
+                let data = &buffer.as_slice::<u8>()[self.start * self.dtype.size()..][..bytes];
+                let memory = Memory::new(driver, bytes)?;
+                // SAFETY: the memory was allocated for these bytes, and nobody else has it.
+                unsafe { driver.upload(data, memory.address())? };
+                Ok(Self { storage: Arc::new(Storage::Device(memory)), start: 0, ..*self })
+            }
+            (Storage::Device(memory), Device::Cuda(driver)) if Arc::ptr_eq(memory.driver(), driver) => {
+                Ok(self.clone())
+            }
+            (Storage::Device(memory), _) => {
+                let mut buffer = Buffer::new(bytes);
+                let from = memory.address() + (self.start * self.dtype.size()) as u64;
+                // SAFETY: this tensor's elements lie within its memory.
+                unsafe { memory.driver().download(from, &mut buffer.as_mut_slice::<u8>()[..bytes])? };
+                Self { storage: Arc::new(Storage::Host(buffer)), start: 0, ..*self }.to(device)
+            }
+        }
+    }
+
     /// The elements.
     ///
     /// # Panics
-    /// When `T` is not the tensor's type: a mistake in the program, never in its input.
+    /// When `T` is not the tensor's type, or the tensor is not on the CPU: mistakes in the program, never in its
+    /// input.
     pub fn as_slice<T: Element>(&self) -> &[T] {
         assert_eq!(T::DTYPE, self.dtype, "a {} tensor was read as {}", self.dtype, T::DTYPE);
-        &self.buffer.as_slice()[self.start..self.start + self.len()]
+        let Storage::Host(buffer) = &*self.storage else { panic!("a tensor on a CUDA device was read") };
+        &buffer.as_slice()[self.start..self.start + self.len()]
     }
 
     /// The elements for writing; a shared buffer is copied first, so no other tensor changes.
     ///
     /// # Panics
-    /// When `T` is not the tensor's type.
+    /// When `T` is not the tensor's type, or the tensor is not on the CPU.
     pub fn as_mut_slice<T: Element>(&mut self) -> &mut [T] {
         assert_eq!(T::DTYPE, self.dtype, "a {} tensor was written as {}", self.dtype, T::DTYPE);
         let len = self.len();
-        if Arc::get_mut(&mut self.buffer).is_none() {
-            let mut own = Buffer::new(len * self.dtype.size());
+        if !self.is_unique() {
+            let mut own = Buffer::new(self.bytes());
             own.as_mut_slice::<T>()[..len].copy_from_slice(self.as_slice());
-            (self.buffer, self.start) = (Arc::new(own), 0);
+            (self.storage, self.start) = (Arc::new(Storage::Host(own)), 0);
         }
-        let buffer = Arc::get_mut(&mut self.buffer).expect("the buffer was just made unique");
-        &mut buffer.as_mut_slice()[self.start..self.start + len]
+        match Arc::get_mut(&mut self.storage) {
+            Some(Storage::Host(buffer)) => &mut buffer.as_mut_slice()[self.start..self.start + len],
+            _ => panic!("a tensor on a CUDA device was written"),
+        }
+    }
+
+    /// The tensor with a buffer of its own, copied if it is shared.
+    ///
+    /// # Errors
+    /// When a device reports one.
+    pub fn into_unique(mut self) -> Result<Self> {
+        if self.is_unique() {
+            return Ok(self);
+        }
+        let mut own = Self::scratch_on(&self.device(), self.shape, self.dtype)?;
+        match (self.address(), own.address()) {
+            // SAFETY: both tensors hold these bytes, and the new one overlaps nothing.
+            (Some((driver, from)), Some((_, to))) => unsafe { driver.copy(from, to, self.bytes())? },
+            _ => {
+                let (start, bytes) = (self.start * self.dtype.size(), self.bytes());
+                if let (Storage::Host(from), Some(Storage::Host(to))) =
+                    (&*self.storage, Arc::get_mut(&mut own.storage))
+                {
+                    to.as_mut_slice::<u8>()[..bytes]
+                        .copy_from_slice(&from.as_slice::<u8>()[start..][..bytes]);
+                }
+            }
+        }
+        Ok(own)
     }
 
     /// The elements of a float32 tensor. Panics on another type, as [`Tensor::as_slice`] does.
@@ -172,6 +302,13 @@ impl Tensor {
     /// When either type is an integer type and the other is not.
     pub fn cast(&self, dtype: DType) -> Result<Self> {
         use half::slice::HalfFloatSliceExt;
+        if !self.is_on_cpu() {
+            return if self.dtype == dtype {
+                Ok(self.clone())
+            } else {
+                crate::cuda::elementwise::cast(self, dtype)
+            };
+        }
         let mut out = Self::scratch_of(self.shape, dtype);
         match (self.dtype, dtype) {
             (a, b) if a == b => return Ok(self.clone()),
@@ -198,8 +335,12 @@ impl Tensor {
         if self.shape != other.shape {
             return Err(Error::shape("add", "the shapes differ", &[self.shape, other.shape]));
         }
-        crate::cpu::elementwise::add_assign(self.f32_mut(), other.f32());
-        Ok(())
+        if self.is_on_cpu() {
+            crate::cpu::elementwise::add_assign(self.f32_mut(), other.f32());
+            Ok(())
+        } else {
+            crate::cuda::elementwise::add_assign(self, other)
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 use amdanet::{Shape, Tape, Tensor, Var, ops};
 
+use crate::device;
 use crate::gradient::{check, check_threads, random, relative_error};
 
 fn cases() -> Vec<Shape> {
@@ -47,6 +48,15 @@ fn gradients() {
         check(&inputs(shape), |t, v| ops::layer_norm(t, &v[0], &v[1], &v[2], 1e-5));
     }
     check_threads(&inputs([2, 700, 33].into()), |t, v| ops::layer_norm(t, &v[0], &v[1], &v[2], 1e-6));
+}
+
+#[test]
+fn on_a_device() {
+    let wide = [[2, 3, 513].into(), [1, 2, 1024].into(), [1, 70, 8].into(), [2, 40, 128].into()];
+    for shape in cases().into_iter().chain(wide) {
+        let [x, w, b] = inputs(shape);
+        device::check(&[x], &[w, b], &[], |t, v, _| ops::layer_norm(t, &v[0], &v[1], &v[2], 1e-5));
+    }
 }
 
 #[test]

@@ -1,5 +1,6 @@
 use amdanet::{Var, ops};
 
+use crate::device;
 use crate::gradient::{check_with, random, relative_error};
 
 /// Streams, rows, inputs, outputs.
@@ -31,6 +32,16 @@ fn gradients() {
             [random([s, rows, i], 1), random([s, o, i], 2), random([s, o], 3), random([s, rows, o], 4)];
         check_with(&inputs, 0.5, 1e-4, |t, v| ops::linear_add(t, &v[0], &v[1], &v[2], &v[3]));
         check_with(&inputs[..2], 0.5, 1e-4, |t, v| ops::linear(t, &v[0], &v[1], None));
+    }
+}
+
+#[test]
+fn on_a_device() {
+    for (s, rows, i, o) in CASES {
+        let inputs =
+            [random([s, rows, i], 1), random([s, o, i], 2), random([s, o], 3), random([s, rows, o], 4)];
+        device::check(&inputs, &[], &[], |t, v, _| ops::linear_add(t, &v[0], &v[1], &v[2], &v[3]));
+        device::check(&inputs[..2], &[], &[], |t, v, _| ops::linear(t, &v[0], &v[1], None));
     }
 }
 

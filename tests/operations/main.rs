@@ -5,6 +5,7 @@ mod attention;
 mod batch_norm;
 mod conv;
 mod depthwise;
+mod device;
 mod elementwise;
 mod fusion_loss;
 mod gate;

@@ -1,0 +1,1 @@
+//! Launches of `kernels/adamw.cu`; see [`crate::cpu::adamw`] for the equations.

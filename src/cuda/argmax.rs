@@ -1,0 +1,1 @@
+//! Launches of `kernels/argmax.cu`; see [`crate::cpu::argmax`] for the equations.

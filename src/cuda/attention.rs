@@ -1,0 +1,1 @@
+//! Launches of `kernels/attention.cu`; see [`crate::cpu::attention`] for the equations.

@@ -1,0 +1,1 @@
+//! Launches of `kernels/batch_norm.cu`; see [`crate::cpu::batch_norm`] for the equations.

@@ -1,0 +1,1 @@
+//! Launches of `kernels/conv.cu`; see [`crate::cpu::conv`] for the equations.

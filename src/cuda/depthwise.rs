@@ -1,0 +1,1 @@
+//! Launches of `kernels/depthwise.cu`; see [`crate::cpu::depthwise`] for the equations.

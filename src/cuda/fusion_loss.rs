@@ -1,0 +1,1 @@
+//! Launches of `kernels/fusion_loss.cu`; see [`crate::cpu::fusion_loss`] for the equations.

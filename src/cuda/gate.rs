@@ -1,0 +1,1 @@
+//! Launches of `kernels/gate.cu`; see [`crate::cpu::gate`] for the equations.

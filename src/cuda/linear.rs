@@ -1,0 +1,102 @@
+//! Matrix products of linear layers; see [`crate::cpu::linear`].
+
+use super::driver::{Matrix, Product};
+use super::reduce::column_sums;
+use super::{driver_of, scratch_like};
+use crate::{Error, Result, Tensor};
+
+/// A tensor as row-major matrices of `stride` columns, `batch` numbers apart.
+pub(crate) fn matrix(x: &Tensor, stride: usize, batch: usize) -> Result<Matrix> {
+    let (_, address) = x.address().ok_or_else(|| Error::cuda("product", "a tensor is on the CPU"))?;
+    Ok(Matrix { address, stride, batch })
+}
+
+/// x `(S, …, I)`, weight `(S, O, I)`, bias `(S, O)` -> `(S, …, O)`; `residual`, of the output's shape, is added.
+pub fn forward(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    residual: Option<&Tensor>,
+) -> Result<Tensor> {
+    let (s, o, i) = (weight.dim(0), weight.dim(1), weight.dim(2));
+    let rows = x.len() / (s * i);
+    let y = scratch_like(x, x.shape().with_last(o))?;
+    same_type(x, [Some(weight), bias, residual])?;
+    let product = Product {
+        dtype: x.dtype(),
+        count: s,
+        shape: (rows, o, i),
+        a: matrix(x, i, rows * i)?,
+        a_transposed: false,
+        b: matrix(weight, i, o * i)?,
+        b_transposed: true,
+        c: matrix(&y, o, rows * o)?,
+        bias: bias.map(|b| matrix(b, o, o)).transpose()?.map(|b| b.address),
+        residual: residual.map(|r| matrix(r, o, rows * o)).transpose()?,
+    };
+    // SAFETY: the lengths above are those of the tensors, all of one type and on one device.
+    unsafe { driver_of(x)?.product(&product)? };
+    Ok(y)
+}
+
+/// dx = dy·W.
+pub fn backward_input(dy: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    let (s, o, i) = (weight.dim(0), weight.dim(1), weight.dim(2));
+    let rows = dy.len() / (s * o);
+    let dx = scratch_like(dy, dy.shape().with_last(i))?;
+    same_type(dy, [Some(weight), None, None])?;
+    let product = Product {
+        dtype: dy.dtype(),
+        count: s,
+        shape: (rows, i, o),
+        a: matrix(dy, o, rows * o)?,
+        a_transposed: false,
+        b: matrix(weight, i, o * i)?,
+        b_transposed: false,
+        c: matrix(&dx, i, rows * i)?,
+        bias: None,
+        residual: None,
+    };
+    // SAFETY: as in `forward`.
+    unsafe { driver_of(dy)?.product(&product)? };
+    Ok(dx)
+}
+
+/// dW = dyᵀ·x for each of `s` streams, `(S, O, I)`.
+pub fn backward_weight(dy: &Tensor, x: &Tensor, s: usize) -> Result<Tensor> {
+    let (o, i) = (dy.shape().last(), x.shape().last());
+    let rows = dy.len() / (s * o);
+    let dw = scratch_like(dy, [s, o, i])?;
+    same_type(dy, [Some(x), None, None])?;
+    let product = Product {
+        dtype: dy.dtype(),
+        count: s,
+        shape: (o, i, rows),
+        a: matrix(dy, o, rows * o)?,
+        a_transposed: true,
+        b: matrix(x, i, rows * i)?,
+        b_transposed: false,
+        c: matrix(&dw, i, o * i)?,
+        bias: None,
+        residual: None,
+    };
+    // SAFETY: as in `forward`.
+    unsafe { driver_of(dy)?.product(&product)? };
+    Ok(dw)
+}
+
+/// db = the column sums of dy, for each of `s` streams, `(S, O)`.
+pub fn backward_bias(dy: &Tensor, s: usize) -> Result<Tensor> {
+    column_sums(dy, s)
+}
+
+/// Whether all tensors have the type and the device of `x`.
+pub(crate) fn same_type(x: &Tensor, others: [Option<&Tensor>; 3]) -> Result<()> {
+    for other in others.into_iter().flatten() {
+        if other.dtype() != x.dtype() || other.device() != x.device() {
+            let why = format!("{} and {} cannot be multiplied", x.dtype(), other.dtype());
+            return Err(Error::shape("product", why, &[x.shape(), other.shape()]));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,1 @@
+//! Launches of `kernels/loss.cu`; see [`crate::cpu::loss`] for the equations.

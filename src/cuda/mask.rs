@@ -1,0 +1,1 @@
+//! Launches of `kernels/mask.cu`; see [`crate::cpu::mask`] for the equations.

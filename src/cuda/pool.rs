@@ -1,0 +1,1 @@
+//! Launches of `kernels/pool.cu`; see [`crate::cpu::pool`] for the equations.

@@ -1,0 +1,1 @@
+//! Launches of `kernels/realign.cu`; see [`crate::cpu::realign`] for the equations.

@@ -1,0 +1,1 @@
+//! Launches of `kernels/resize.cu`; see [`crate::cpu::resize`] for the equations.

@@ -1,0 +1,1 @@
+//! Launches of `kernels/structure.cu`: copies that change the order of channels.
