@@ -83,7 +83,7 @@ fn products_are_those_of_a_plain_loop() {
     };
     for case in 0..96 {
         let dtype = [DType::F32, DType::F16, DType::BF16][case % 3];
-        let on = |bit: usize| case / 3 >> bit & 1 == 1;
+        let on = |bit: usize| (case / 3) >> bit & 1 == 1;
         let (a_transposed, b_transposed, with_bias, with_residual, in_place) =
             (on(0), on(1), on(2), on(3), on(4));
         let bench = Bench::new(Options { checked: case % 2 == 0, ..Options::default() });
