@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use amdanet::{Device, Precision};
+
 /// The files that come with the project, and those in the folder that `AMDANET_GOLDENS` names.
 fn files() -> Vec<PathBuf> {
     let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
@@ -22,7 +24,7 @@ fn every_golden_file_holds() {
     let files = files();
     assert!(files.len() >= 2, "the project's own golden files are missing");
     for path in files {
-        let report = amdanet::verify::verify(&path).unwrap();
+        let report = amdanet::verify::verify(&path, &Device::Cpu, Precision::F32).unwrap();
         for group in &report.groups {
             println!("{}: {} {:.2e} of {:.0e}", path.display(), group.name, group.error, group.tolerance);
         }
