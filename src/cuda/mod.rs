@@ -23,6 +23,7 @@ pub mod reduce;
 pub mod resize;
 pub mod resized_taps;
 pub mod structure;
+pub mod trace;
 
 use std::sync::Arc;
 
