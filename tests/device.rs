@@ -53,7 +53,10 @@ fn training_on_a_device_is_training_on_the_cpu() {
         for step in 0..3 {
             let [cpu, cuda] = trainers.each_mut().map(|trainer| trainer.step(&batch()).unwrap());
             for ((name, cpu), (_, cuda)) in cpu.terms.iter().zip(&cuda.terms) {
-                assert!((cpu - cuda).abs() <= 1e-4 * cpu.abs(), "{arch}, step {step}: {name} {cpu} but {cuda}");
+                assert!(
+                    (cpu - cuda).abs() <= 1e-4 * cpu.abs(),
+                    "{arch}, step {step}: {name} {cpu} but {cuda}"
+                );
             }
         }
     }

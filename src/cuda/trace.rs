@@ -68,12 +68,7 @@ impl Trace {
     }
 
     /// Does `work` on the device, if there is one, between two marks.
-    fn record(
-        &self,
-        launch: String,
-        work: Work,
-        run: impl FnOnce(&dyn Driver) -> Result<()>,
-    ) -> Result<()> {
+    fn record(&self, launch: String, work: Work, run: impl FnOnce(&dyn Driver) -> Result<()>) -> Result<()> {
         let marks = match &self.device {
             Some(device) => {
                 let start = device.mark()?;

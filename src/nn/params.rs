@@ -175,10 +175,7 @@ impl Params {
     /// Overwrites one stream of a parameter with a published tensor.
     ///
     /// # Errors
-    /// When `data` does not have as many numbers as the published shape.
-    ///
-    /// # Panics
-    /// When the parameters are not on the CPU.
+    /// When `data` does not have as many numbers as the published shape, or a device reports an error.
     pub fn import(&mut self, id: ParamId, stream: usize, data: &[f32]) -> Result<()> {
         let param = &mut self.list[id.0];
         let len = param.published_len();
@@ -187,10 +184,14 @@ impl Params {
             return Err(Error::Config(format!("{name}: {} numbers were given for {len}", data.len())));
         }
         let places = param.places();
+        if !param.value.is_on_cpu() {
+            param.value = param.value.to(&Device::Cpu)?;
+        }
         let out = &mut param.value.f32_mut()[stream * len..(stream + 1) * len];
         for (place, &v) in places.into_iter().zip(data) {
             out[place] = v;
         }
+        param.value = param.value.to(&self.device)?;
         Ok(())
     }
 
