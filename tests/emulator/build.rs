@@ -101,18 +101,14 @@ impl Compiler {
         let mut command = compiler.to_command();
         if mode == "checked" {
             // The compiler calls a function at each access to memory, and leaves the accesses as they are written.
-            command.args(["-fsanitize=kernel-address", "-fno-tree-vectorize", "-fno-tree-slp-vectorize"]);
+            // Of the sanitizers this one names every access; the one for addresses skips a write after a read.
+            command.args(["-DEMULATED_CHECKED", "-fsanitize=thread"]);
+            command.args(["-fno-tree-vectorize", "-fno-tree-slp-vectorize"]);
             if compiler.is_like_clang() {
-                for flag in
-                    ["-asan-instrumentation-with-call-threshold=0", "-asan-stack=0", "-asan-globals=0"]
-                {
-                    command.args(["-mllvm", flag]);
-                }
-                command.arg("-fno-builtin");
+                command.args(["-mllvm", "-tsan-instrument-func-entry-exit=0"]);
+                command.args(["-mllvm", "-tsan-instrument-read-before-write=1"]);
             } else {
-                for parameter in ["asan-instrumentation-with-call-threshold", "asan-stack", "asan-globals"] {
-                    command.args(["--param", &format!("{parameter}=0")]);
-                }
+                command.args(["--param", "tsan-instrument-func-entry-exit=0"]);
                 command.args(["-fno-tree-sra", "-fno-tree-loop-distribute-patterns"]);
             }
         }
