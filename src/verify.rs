@@ -16,7 +16,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use crate::cpu::{self, adamw::AdamW};
+use crate::cpu::{
+    self,
+    adamw::{AdamW, Scaling},
+};
 use crate::model::{Amdanet, Arch, Encoder, Masking, ModelConfig, stack};
 use crate::nn::{Params, Pass};
 use crate::train::{LossWeights, Optimizer, Targets, losses};
@@ -384,7 +387,7 @@ fn training(
             gradient,
             report,
         )?;
-        optimizer.step(&mut model.params, taken, h.lr.unwrap_or(2e-5))?;
+        optimizer.step(&mut model.params, taken, h.lr.unwrap_or(2e-5), Scaling::default())?;
     }
     Ok(())
 }

@@ -172,6 +172,11 @@ impl Params {
         &mut self.list[id.0].value
     }
 
+    /// The numbers of all parameters, for writing, with what the optimizer does with them.
+    pub fn values_mut(&mut self) -> impl Iterator<Item = (Role, &mut Tensor)> {
+        self.list.iter_mut().map(|p| (p.role, &mut p.value))
+    }
+
     /// Overwrites one stream of a parameter with a published tensor.
     ///
     /// # Errors

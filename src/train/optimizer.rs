@@ -1,8 +1,8 @@
 //! AdamW over the parameters of a network.
 
-use crate::cpu::adamw::AdamW;
+use crate::cpu::adamw::{self, AdamW, Outcome, Parameter, Scaling};
 use crate::nn::{Params, Role, Step};
-use crate::{Result, Tensor};
+use crate::{DType, Result, Tensor, cuda};
 
 /// AdamW with its two moments for each parameter. Weights of linear and convolution layers decay, nothing else does.
 pub struct Optimizer {
@@ -10,7 +10,7 @@ pub struct Optimizer {
     weight_decay: f64,
     /// Number of steps taken.
     steps: u64,
-    /// First and second moment, made when the first gradient arrives.
+    /// First and second moment, made at the first step.
     moments: Vec<Option<[Tensor; 2]>>,
 }
 
@@ -25,30 +25,40 @@ impl Optimizer {
         self.steps
     }
 
-    /// One step at learning rate `lr`. A parameter that the loss does not depend on has a gradient of zero, and its
-    /// weight still decays.
+    /// One step at learning rate `lr`, where the parameters are. One that the loss does not depend on has a gradient of
+    /// zero, and its weight still decays. When a gradient is not finite, nothing is changed and no step is counted.
     ///
     /// # Errors
-    /// When a gradient does not fit its parameter.
-    pub fn step(&mut self, params: &mut Params, step: Step, lr: f64) -> Result<()> {
-        self.steps += 1;
-        let roles: Vec<_> = params.iter().map(|(id, p)| (id, p.role)).collect();
-        for (((id, role), gradient), moments) in roles.into_iter().zip(step.gradients).zip(&mut self.moments)
+    /// When a gradient does not fit its parameter, or a device reports an error.
+    pub fn step(&mut self, params: &mut Params, step: Step, lr: f64, scaling: Scaling) -> Result<Outcome> {
+        let device = params.device().clone();
+        let mut parameters = Vec::with_capacity(params.len());
+        for (((role, value), gradient), moments) in
+            params.values_mut().zip(&step.gradients).zip(&mut self.moments)
         {
-            let decay = match role {
+            let weight_decay = match role {
                 Role::Weight => self.weight_decay,
                 Role::NoDecay => 0.0,
                 Role::Statistic => continue,
             };
-            let value = params.value_mut(id);
-            let shape = value.shape();
-            let gradient = gradient.unwrap_or_else(|| Tensor::zeros(shape));
-            let [m, v] = moments.get_or_insert_with(|| [Tensor::zeros(shape), Tensor::zeros(shape)]);
-            self.rule.step(value, &gradient, m, v, lr, decay, self.steps)?;
+            if moments.is_none() {
+                let zeros = || Tensor::zeros_on(&device, value.shape(), DType::F32);
+                *moments = Some([zeros()?, zeros()?]);
+            }
+            let Some([m, v]) = moments else { continue };
+            parameters.push(Parameter { value, gradient: gradient.as_ref(), m, v, weight_decay });
         }
-        for update in &step.statistics {
-            update.apply(params);
+        let t = self.steps + 1;
+        let outcome = match parameters.first().is_none_or(|p| p.value.is_on_cpu()) {
+            true => adamw::step(&self.rule, &mut parameters, lr, t, scaling)?,
+            false => cuda::adamw::step(&self.rule, &mut parameters, lr, t, scaling)?,
+        };
+        if outcome.finite {
+            self.steps = t;
+            for update in &step.statistics {
+                update.apply(params);
+            }
         }
-        Ok(())
+        Ok(outcome)
     }
 }

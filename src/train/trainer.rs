@@ -6,7 +6,10 @@ use super::config::Config;
 use super::loss_scale::LossScale;
 use super::losses::{Targets, losses};
 use super::optimizer::Optimizer;
-use crate::cpu::{self, adamw::AdamW};
+use crate::cpu::{
+    self,
+    adamw::{AdamW, Scaling},
+};
 use crate::data::{Augment, Batch, Dataset, Sample, augment, batch};
 use crate::model::{Amdanet, Masking};
 use crate::nn::Pass;
@@ -169,8 +172,16 @@ impl Trainer {
             )));
         }
         let taken = pass.backward(&losses.total, loss_scale)?;
-        self.optimizer.step(&mut self.model.params, taken, lr)?;
-        Ok(Progress { loss, terms, lr, loss_scale, skipped: false })
+        let scaling = Scaling { unscale: 1.0 / loss_scale, max_norm: None };
+        let outcome = self.optimizer.step(&mut self.model.params, taken, lr, scaling)?;
+        if !outcome.finite && !self.scale.can_shrink() {
+            return Err(Error::Config(format!(
+                "a gradient of step {} is not finite, though the loss is {loss}: lower the learning rate",
+                step + 1
+            )));
+        }
+        self.scale.update(outcome.finite);
+        Ok(Progress { loss, terms, lr, loss_scale, skipped: !outcome.finite })
     }
 
     /// One of two choices, and element masks that keep a value with probability `mask_keep`.
