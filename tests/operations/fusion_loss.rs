@@ -148,7 +148,7 @@ fn on_a_device() {
     for case in CASES.into_iter().chain([[1, 16, 32], [1, 18, 34], [3, 37, 70]]) {
         let i = inputs(case);
         for target in TARGETS {
-            device::check(&[i.image.clone()], &[], &constants(&i), |t, v, c| {
+            device::check(std::slice::from_ref(&i.image), &[], &constants(&i), |t, v, c| {
                 ops::fusion_loss(t, &v[0], &c[0], &c[1], &c[2], target)
             });
         }
@@ -170,7 +170,7 @@ fn equal_colours_on_a_device() {
         *v = level(k / 3 + k / 200);
     }
     for target in TARGETS {
-        device::check(&[i.image.clone()], &[], &constants(&i), |t, v, c| {
+        device::check(std::slice::from_ref(&i.image), &[], &constants(&i), |t, v, c| {
             ops::fusion_loss(t, &v[0], &c[0], &c[1], &c[2], target)
         });
     }

@@ -1,3 +1,5 @@
+use std::slice::from_ref;
+
 use amdanet::{DType, Device, Result, Tape, Tensor, Var, ops};
 
 use crate::device;
@@ -128,7 +130,7 @@ fn on_a_device() {
             let mut x = logits(case, 1);
             x.f32_mut().iter_mut().for_each(|v| *v *= scale);
             for loss in [ops::cross_entropy, ops::dice] {
-                device::check(&[x.clone()], &[], &[labels.clone()], |t, v, c| loss(t, &v[0], &c[0]));
+                device::check(from_ref(&x), &[], from_ref(&labels), |t, v, c| loss(t, &v[0], &c[0]));
             }
             device::check(&[x], &[], &[labels.clone(), target.clone()], |t, v, c| {
                 let target = Var::constant(c[1].cast(v[0].value().dtype())?);
