@@ -16,10 +16,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use crate::cpu::{
-    self,
-    adamw::{AdamW, Scaling},
-};
+use crate::cpu;
+use crate::cpu::adamw::{AdamW, Scaling};
 use crate::model::{Amdanet, Arch, Encoder, Masking, ModelConfig, stack};
 use crate::nn::{Params, Pass};
 use crate::train::{LossWeights, Optimizer, Targets, losses};

@@ -120,25 +120,22 @@ impl Compiler {
     /// two files may give different things the same name, and each file is there twice.
     fn wrapper(&self, source: &Path, mode: &str) -> String {
         let (stem, path) = (stem(source), source.display());
-        let head =
-            format!("#include <emulated.h>\nnamespace {{\n#include <cuda.h>\n#include \"{path}\"\n}}\n");
+        let head = "#include <emulated.h>\n";
+        let body = format!("namespace {{\n#include <cuda.h>\n#include \"{path}\"\n}}\n");
         let probe = self.out.join(format!("{stem}.{mode}.probe.cpp"));
-        fs::write(&probe, &head).expect("OUT_DIR can be written");
+        fs::write(&probe, head.to_string() + &body).expect("OUT_DIR can be written");
         let mut command = self.command(mode);
         command.arg("-E").arg("-P").arg(format!("-DEMULATED_GLOBAL={MARKER}")).arg(&probe);
         let text = run(&mut command, source);
 
         let names = kernel_names(&text);
-        // An unnamed namespace does not give `extern "C"` functions internal linkage everywhere.
+        // An unnamed namespace does not give `extern "C"` functions internal linkage everywhere, so they are renamed;
+        // their names may come out of macros, which a macro renames too.
         let renames = names.iter().map(|name| format!("#define {name} emulated_{mode}_kernel_{name}\n"));
-        let renames: String = renames.collect();
-        let entries = names.iter().map(|name| {
-            // The text stays unchanged, the name itself is a macro by now.
-            format!("    emulated_entry<{name}>(\"{name}\"),\n")
-        });
-        let entries: String = entries.collect();
+        let entries = names.iter().map(|name| format!("    emulated_entry<{name}>(\"{name}\"),\n"));
+        let (renames, entries): (String, String) = (renames.collect(), entries.collect());
         format!(
-            "{renames}{head}extern \"C\" {{ extern const EmulatedEntry emulated_{mode}_{stem}[]; }}\n\
+            "{head}{renames}{body}extern \"C\" {{ extern const EmulatedEntry emulated_{mode}_{stem}[]; }}\n\
              const EmulatedEntry emulated_{mode}_{stem}[] = {{\n{entries}    {{nullptr, nullptr, nullptr}},\n}};\n"
         )
     }
