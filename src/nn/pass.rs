@@ -102,11 +102,12 @@ impl<'a> Pass<'a> {
 
 impl RunningUpdate {
     /// running = (1 − momentum)·running + momentum·batch, with the unbiased variance.
-    pub fn apply(&self, params: &mut Params) {
-        for (id, batch) in self.into.into_iter().zip([&self.batch.mean, &self.batch.variance]) {
-            for (r, &b) in params.value_mut(id).f32_mut().iter_mut().zip(batch.f32()) {
-                *r += self.momentum * (b - *r);
-            }
-        }
+    ///
+    /// # Errors
+    /// When a device reports one.
+    pub fn apply(&self, params: &mut Params) -> Result<()> {
+        let [mean, variance] = self.into;
+        ops::update_running(params.value_mut(mean), &self.batch.mean, self.momentum)?;
+        ops::update_running(params.value_mut(variance), &self.batch.variance, self.momentum)
     }
 }

@@ -47,7 +47,7 @@ impl Optimizer {
             self.rule.step(value, &gradient, m, v, lr, decay, self.steps)?;
         }
         for update in &step.statistics {
-            update.apply(params);
+            update.apply(params)?;
         }
         Ok(())
     }
