@@ -138,12 +138,15 @@ fn unusable_inputs_are_errors() {
 #[test]
 fn on_a_device() {
     let more = [[1, 2, 9, 70, 16].into(), [1, 3, 11, 4, 64].into(), [2, 1, 3, 7, 35].into()];
-    let wide = [[1, 1, 3, 1, 520].into(), [1, 1, 1, 2, 2056].into()];
-    for shape in cases().into_iter().skip(1).chain(more).chain(wide) {
+    let wide = [[1, 1, 4, 1, 1].into(), [1, 1, 5, 1, 520].into(), [1, 1, 1, 4, 2056].into()];
+    for shape in cases().into_iter().chain(more).chain(wide) {
         let [x, w, b] = inputs(shape);
-        device::check(&[x.clone()], &[w.clone(), b.clone()], &[], |t, v, _| {
-            Ok(ops::batch_norm_relu(t, &v[0], &v[1], &v[2], BatchNorm::Train, EPS)?.0)
-        });
+        // Mean and slope take up two of the gradient's dimensions: of two or three rows next to nothing is left.
+        if shape.len() / w.len() > 3 {
+            device::check(&[x.clone()], &[w.clone(), b.clone()], &[], |t, v, _| {
+                Ok(ops::batch_norm_relu(t, &v[0], &v[1], &v[2], BatchNorm::Train, EPS)?.0)
+            });
+        }
         device::check(&[x], &[w, b], &running(shape), |t, v, constants| {
             let mode = BatchNorm::Eval { mean: &constants[0], variance: &constants[1] };
             Ok(ops::batch_norm_relu(t, &v[0], &v[1], &v[2], mode, EPS)?.0)
