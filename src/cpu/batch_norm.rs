@@ -155,7 +155,7 @@ impl<'a> Affine<'a> {
 }
 
 /// The numbers of one stream.
-fn channels<'a, const N: usize>(stream: usize, tensors: [&'a Tensor; N]) -> [&'a [f32]; N] {
+fn channels<const N: usize>(stream: usize, tensors: [&Tensor; N]) -> [&[f32]; N] {
     tensors.map(|t| {
         let c = t.dim(1);
         &t.f32()[stream * c..(stream + 1) * c]

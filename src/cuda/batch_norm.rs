@@ -23,7 +23,7 @@ impl Lanes {
     /// For rows of `c` channels of type `dtype`; `aligned` when all addresses are multiples of 16.
     fn new(c: usize, dtype: DType, aligned: bool) -> Self {
         let most = 16 / dtype.size();
-        let lanes = if aligned && c % most == 0 { most } else { 1 };
+        let lanes = if aligned && c.is_multiple_of(most) { most } else { 1 };
         let across = (c / lanes).min(THREADS);
         Self { lanes, tiles: (c / lanes).div_ceil(across), down: THREADS / across }
     }

@@ -58,7 +58,7 @@ fn scale(x: &Tensor, factors: &Tensor, samples: usize, c: usize) -> Result<Tenso
     let mut y = scratch_like(x, x.shape())?;
     let call = Call::new("scale", x)?.input(x).input_of(factors, DType::F32).output(&mut y);
     let (len, most) = (x.len() / samples, 16 / x.dtype().size());
-    let fits = call.is_aligned() && len % most == 0 && (c == 1 || c % most == 0);
+    let fits = call.is_aligned() && len.is_multiple_of(most) && (c == 1 || c.is_multiple_of(most));
     let lanes = if fits { most } else { 1 };
     let call = call.int(len).int(c).int(lanes).operations(x.len());
     // SAFETY: a thread for each group of `lanes` numbers of a sample, guarded, and each sample; x and y have `len`

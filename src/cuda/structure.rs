@@ -44,7 +44,7 @@ fn copy_rows(
     let call = Call::new("copy_rows", x)?.input(x).output(y);
     let most = 16 / x.dtype().size();
     let steps = source.steps.into_iter().chain(target.steps);
-    let fits = steps.chain([source.start, target.start, width]).all(|n| n % most == 0);
+    let fits = steps.chain([source.start, target.start, width]).all(|n| n.is_multiple_of(most));
     let lanes = if fits && call.is_aligned() { most } else { 1 };
     let [a, b, rows] = counts;
     let threads = rows * width / lanes;
