@@ -7,7 +7,7 @@ use super::local_alignment::LocalAlignment;
 use super::mit::{Stage, stack};
 use super::sci::Sci;
 use crate::nn::{Params, Pass, Scope};
-use crate::{Error, Result, Tensor, Var, ops};
+use crate::{DType, Error, Result, Tensor, Var, ops};
 
 /// The layers of AMDANet and their parameters.
 pub struct Amdanet {
@@ -246,10 +246,6 @@ fn one_modality(shape: crate::Shape, masking: &Masking, level: usize) -> Result<
     let mask = masking.masks.get(level).filter(|m| m.len() * 2 == shape.len());
     let mask =
         mask.ok_or_else(|| Error::shape("mask", "one mask for each level, of one modality", &[shape]))?;
-    let mut both = Tensor::scratch_of(shape, crate::DType::U8);
-    let bytes = both.as_mut_slice::<u8>();
-    bytes.fill(1);
-    let start = masking.choice.min(1) * mask.len();
-    bytes[start..start + mask.len()].copy_from_slice(mask.as_slice());
-    Ok(both)
+    let ones = Tensor::filled_on(&mask.device(), mask.shape(), DType::U8, 1)?;
+    Tensor::concat(&if masking.choice == 0 { [mask, &ones] } else { [&ones, mask] })?.reshape(shape)
 }

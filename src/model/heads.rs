@@ -75,14 +75,8 @@ impl SegmentationHead {
         let shape = features.shape();
         let dropped = match pass.draw() {
             Some((seed, stream)) if self.dropout > 0.0 => {
-                let factors = ops::channel_dropout_factors(
-                    shape[0],
-                    shape[1],
-                    shape.last(),
-                    self.dropout,
-                    seed,
-                    stream,
-                );
+                let shape = [shape[0], shape[1], shape.last()];
+                let factors = ops::channel_dropout_factors(pass.device(), shape, self.dropout, seed, stream)?;
                 Some(ops::scale_channels(&mut pass.tape, features, &factors)?)
             }
             _ => None,

@@ -41,7 +41,7 @@ pub enum Role {
 }
 
 /// The index of a parameter in [`Params`].
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct ParamId(pub(crate) usize);
 
 /// One parameter of all streams that share its shape: `(S, …)`.

@@ -1,5 +1,7 @@
 //! One forward pass through a network, and the gradients that come back from it.
 
+use std::collections::BTreeMap;
+
 use super::params::{ParamId, Params};
 use crate::ops::{self, BatchNorm, BatchStatistics};
 use crate::tape::{Tape, Var};
@@ -129,12 +131,16 @@ impl<'a> Pass<'a> {
 }
 
 impl RunningUpdate {
-    /// running = (1 − momentum)·running + momentum·batch, with the unbiased variance.
-    pub fn apply(&self, params: &mut Params) {
+    /// running = (1 − momentum)·running + momentum·batch, with the unbiased variance. The result goes to `running`,
+    /// which holds what earlier updates of the step made of the statistics of `params`.
+    ///
+    /// # Errors
+    /// When a device reports one.
+    pub fn apply(&self, params: &Params, running: &mut BTreeMap<ParamId, Tensor>) -> Result<()> {
         for (id, batch) in self.into.into_iter().zip([&self.batch.mean, &self.batch.variance]) {
-            for (r, &b) in params.value_mut(id).f32_mut().iter_mut().zip(batch.f32()) {
-                *r += self.momentum * (b - *r);
-            }
+            let value = running.entry(id).or_insert_with(|| params.get(id).value.clone());
+            ops::update_running(value, batch, self.momentum)?;
         }
+        Ok(())
     }
 }

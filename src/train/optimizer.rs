@@ -1,5 +1,7 @@
 //! AdamW over the parameters of a network.
 
+use std::collections::BTreeMap;
+
 use crate::checkpoint::{Array, State};
 use crate::cpu::adamw::{self, AdamW, Outcome, Parameter, Scaling};
 use crate::nn::{Params, Role, Step};
@@ -36,6 +38,11 @@ impl Optimizer {
     /// When a gradient does not fit its parameter, or a device reports an error.
     pub fn step(&mut self, params: &mut Params, step: Step, lr: f64, scaling: Scaling) -> Result<Outcome> {
         let device = params.device().clone();
+        // All that can fail comes before anything is changed.
+        let mut running = BTreeMap::new();
+        for update in &step.statistics {
+            update.apply(params, &mut running)?;
+        }
         let mut parameters = Vec::with_capacity(params.len());
         for (((role, value), gradient), moments) in
             params.values_mut().zip(&step.gradients).zip(&mut self.moments)
@@ -59,8 +66,8 @@ impl Optimizer {
         };
         if outcome.finite {
             self.steps = t;
-            for update in &step.statistics {
-                update.apply(params);
+            for (id, value) in running {
+                *params.value_mut(id) = value;
             }
         }
         Ok(outcome)

@@ -183,7 +183,7 @@ impl Trainer {
         let arch = self.model.config().arch;
         let mut pass =
             Pass::train(&self.model.params, seed.wrapping_add(domain::DROP).wrapping_add(step as u64));
-        let masking = self.draw_masks(&batch, step);
+        let masking = self.draw_masks(&batch, step)?;
         let output = self.model.forward_masked(&mut pass, &batch.visible, &batch.infrared, &masking)?;
         drop(masking);
         let Batch { visible, infrared, labels, valid } = &batch;
@@ -220,7 +220,7 @@ impl Trainer {
     }
 
     /// One of two choices, and element masks that keep a value with probability `mask_keep`.
-    fn draw_masks(&self, batch: &Batch, step: usize) -> Masking {
+    fn draw_masks(&self, batch: &Batch, step: usize) -> Result<Masking> {
         let run = &self.config.run;
         let mut stream = Philox::new(run.seed.wrapping_add(domain::MASK), step as u64);
         let choice = stream.range(2);
@@ -232,8 +232,8 @@ impl Trainer {
             .mask_shapes(shape[1], shape[2], shape[3], choice)
             .into_iter()
             .enumerate()
-            .map(|(level, shape)| ops::feature_mask(shape, keep, seed, level as u64))
-            .collect();
-        Masking { choice, masks }
+            .map(|(level, shape)| ops::feature_mask(&batch.visible.device(), shape, keep, seed, level as u64))
+            .collect::<Result<_>>()?;
+        Ok(Masking { choice, masks })
     }
 }
