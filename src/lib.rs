@@ -23,7 +23,7 @@ pub mod verify;
 
 pub use error::{Error, Result};
 pub use tape::{Tape, Var};
-pub use tensor::{DType, Device, Shape, Tensor};
+pub use tensor::{DType, Device, Precision, Shape, Tensor};
 
 /// The examples of the README, compiled with the documentation tests.
 #[cfg(doctest)]

@@ -104,7 +104,7 @@ fn train(model: &Amdanet, pictures: &[Tensor; 2], labels: &Tensor, valid: &Tenso
     drop(leaf);
     let (forward, forward_peak) = (rise(live_bytes()), rise(peak_bytes()));
     reset_peak_bytes();
-    let step = pass.backward(&total).unwrap();
+    let step = pass.backward(&total, 1.0).unwrap();
     let (backward_peak, first_operation) = (rise(peak_bytes()), rise(seen.load(Relaxed)));
     drop(total);
     let gradients = rise(live_bytes());

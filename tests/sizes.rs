@@ -127,7 +127,7 @@ fn both_choices_of_masking_train_at_an_odd_size() {
             let output = model.forward_masked(&mut pass, &visible, &infrared, &masking).unwrap();
             let targets = Targets { visible: &visible, infrared: &infrared, labels: &labels, valid: &valid };
             let losses = losses(&mut pass.tape, &output, &targets, arch, &LossWeights::new(arch)).unwrap();
-            let step = pass.backward(&losses.total).unwrap();
+            let step = pass.backward(&losses.total, 1.0).unwrap();
             let mut trained = 0;
             for ((_, param), gradient) in model.params.iter().zip(&step.gradients) {
                 let Some(gradient) = gradient else { continue };

@@ -112,6 +112,7 @@ impl Amdanet {
         pictures: &Tensor,
         masking: Option<&Masking>,
     ) -> Result<Features> {
+        let pictures = on_device(pass, pictures)?;
         let shape = pictures.shape();
         if shape.rank() != 5
             || shape[2].min(shape[3]) < SMALLEST_SIDE
@@ -122,7 +123,7 @@ impl Amdanet {
             return Err(Error::shape("amdanet", why, &[shape]));
         }
         let paper = self.config.arch == Arch::Paper;
-        let mut streams = Var::constant(pictures.clone());
+        let mut streams = Var::constant(pictures);
         let mut features = Features {
             vision: Vec::with_capacity(4),
             fused: Vec::with_capacity(4),
@@ -156,7 +157,7 @@ impl Amdanet {
     /// # Errors
     /// When the pictures' shapes differ or a side is below 32.
     pub fn forward(&self, pass: &mut Pass, visible: &Tensor, infrared: &Tensor) -> Result<Output> {
-        let pictures = stack(visible, infrared)?;
+        let pictures = on_device(pass, &stack(visible, infrared)?)?;
         let features = self.features(pass, &pictures, None)?;
         let image = self.fusion.forward(pass, &features.vision, &pictures, 1)?;
         drop(features.vision);
@@ -183,7 +184,7 @@ impl Amdanet {
         infrared: &Tensor,
         masking: &Masking,
     ) -> Result<MaskedOutput> {
-        let pictures = stack(visible, infrared)?;
+        let pictures = on_device(pass, &stack(visible, infrared)?)?;
         if self.config.arch == Arch::Paper {
             let features = self.features(pass, &pictures, Some(masking))?;
             let image = self.fusion.forward(pass, &features.vision, &pictures, 1)?;
@@ -233,6 +234,11 @@ impl Amdanet {
             [streams, batch, h, w, self.config.dims[i]]
         })
     }
+}
+
+/// The pictures where the pass computes, in its type.
+fn on_device(pass: &Pass, pictures: &Tensor) -> Result<Tensor> {
+    pictures.to(pass.device())?.cast(pass.compute())
 }
 
 /// The mask of one modality, widened by ones for the other.

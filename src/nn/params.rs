@@ -1,7 +1,7 @@
 //! Named parameters, and how their published layout maps onto the one that the operations want.
 
 use crate::random::Stream;
-use crate::{Error, Result, Shape, Tensor};
+use crate::{DType, Device, Error, Result, Shape, Tensor};
 
 /// How the published tensor of one stream maps onto this program's.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -100,7 +100,7 @@ impl Param {
         }
     }
 
-    /// The published tensor of `stream`, taken from `value`: the parameter itself or its gradient.
+    /// The published tensor of `stream`, taken from `value` on the CPU: the parameter itself or its gradient.
     pub fn export(&self, value: &Tensor, stream: usize) -> Vec<f32> {
         let len = self.published_len();
         let data = &value.f32()[stream * len..(stream + 1) * len];
@@ -108,10 +108,18 @@ impl Param {
     }
 }
 
-/// All parameters of a network, in the order of their construction.
-#[derive(Clone, Debug, Default)]
+/// All parameters of a network, in the order of their construction: float32, on one device.
+#[derive(Clone, Debug)]
 pub struct Params {
     list: Vec<Param>,
+    device: Device,
+    compute: DType,
+}
+
+impl Default for Params {
+    fn default() -> Self {
+        Self { list: Vec::new(), device: Device::Cpu, compute: DType::F32 }
+    }
 }
 
 impl Params {
@@ -123,6 +131,35 @@ impl Params {
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.list.is_empty()
+    }
+
+    /// Moves every parameter to `device`, where passes store activations, and multiply matrices, as `compute`.
+    ///
+    /// The parameters stay float32; with another type a pass makes rounded copies of the weights of its products.
+    ///
+    /// # Errors
+    /// When the CPU is to compute in another type than float32, or a device reports an error.
+    pub fn place(&mut self, device: &Device, compute: DType) -> Result<()> {
+        if compute == DType::U8 || (*device == Device::Cpu && compute != DType::F32) {
+            return Err(Error::Config(format!(
+                "{device:?} cannot compute in {compute}: the CPU computes in f32"
+            )));
+        }
+        for param in &mut self.list {
+            param.value = param.value.to(device)?;
+        }
+        (self.device, self.compute) = (device.clone(), compute);
+        Ok(())
+    }
+
+    /// Where the parameters are, and where a pass computes.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The type of activations and products.
+    pub fn compute(&self) -> DType {
+        self.compute
     }
 
     /// One parameter.
@@ -138,7 +175,7 @@ impl Params {
     /// Overwrites one stream of a parameter with a published tensor.
     ///
     /// # Errors
-    /// When `data` does not have as many numbers as the published shape.
+    /// When `data` does not have as many numbers as the published shape, or a device reports an error.
     pub fn import(&mut self, id: ParamId, stream: usize, data: &[f32]) -> Result<()> {
         let param = &mut self.list[id.0];
         let len = param.published_len();
@@ -147,10 +184,14 @@ impl Params {
             return Err(Error::Config(format!("{name}: {} numbers were given for {len}", data.len())));
         }
         let places = param.places();
+        if !param.value.is_on_cpu() {
+            param.value = param.value.to(&Device::Cpu)?;
+        }
         let out = &mut param.value.f32_mut()[stream * len..(stream + 1) * len];
         for (place, &v) in places.into_iter().zip(data) {
             out[place] = v;
         }
+        param.value = param.value.to(&self.device)?;
         Ok(())
     }
 
@@ -170,6 +211,9 @@ impl Params {
     }
 
     /// Draws every parameter anew; the same seed gives the same numbers everywhere.
+    ///
+    /// # Panics
+    /// When the parameters are not on the CPU.
     pub fn initialise(&mut self, seed: u64) {
         for (i, param) in self.list.iter_mut().enumerate() {
             let data = param.value.f32_mut();

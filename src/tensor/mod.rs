@@ -12,7 +12,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 pub use buffer::{Buffer, live_bytes, peak_bytes, reset_peak_bytes};
-pub use device::Device;
+pub use device::{Device, Precision};
 pub use dtype::{DType, Element};
 pub use shape::{MAX_RANK, Shape};
 

@@ -3,6 +3,7 @@
 use std::sync::OnceLock;
 
 use super::config::Config;
+use super::loss_scale::LossScale;
 use super::losses::{Targets, losses};
 use super::optimizer::Optimizer;
 use crate::cpu::{self, adamw::AdamW};
@@ -98,6 +99,7 @@ pub struct Trainer {
     /// The network; its parameters change with each step.
     pub model: Amdanet,
     optimizer: Optimizer,
+    scale: LossScale,
     config: Config,
 }
 
@@ -110,6 +112,10 @@ pub struct Progress {
     pub terms: Vec<(&'static str, f32)>,
     /// The learning rate of the step.
     pub lr: f64,
+    /// The factor that kept small gradients representable; 1 outside float16.
+    pub loss_scale: f32,
+    /// Whether a gradient overflowed: nothing was changed then, and the next step uses a smaller factor.
+    pub skipped: bool,
 }
 
 impl Trainer {
@@ -117,7 +123,9 @@ impl Trainer {
     pub fn new(model: Amdanet, config: Config) -> Self {
         let o = &config.optimizer;
         let rule = AdamW { beta1: o.beta1, beta2: o.beta2, eps: o.eps };
-        Self { optimizer: Optimizer::new(&model.params, rule, o.weight_decay), model, config }
+        let (optimizer, scale) =
+            (Optimizer::new(&model.params, rule, o.weight_decay), LossScale::new(model.params.compute()));
+        Self { model, optimizer, scale, config }
     }
 
     /// Steps taken so far.
@@ -125,7 +133,7 @@ impl Trainer {
         self.optimizer.steps() as usize
     }
 
-    /// One step: two predictions, losses, gradients, AdamW.
+    /// One step: two predictions, losses, gradients, AdamW; on the device of the parameters, wherever the batch is.
     ///
     /// # Errors
     /// When shapes do not fit, a label is not a class, or the loss is not finite (nothing is changed then).
@@ -135,29 +143,34 @@ impl Trainer {
 
     fn step_here(&mut self, batch: &Batch) -> Result<Progress> {
         let (step, seed) = (self.steps(), self.config.run.seed);
+        let batch = batch.to(self.model.params.device())?;
         let arch = self.model.config().arch;
         let mut pass =
             Pass::train(&self.model.params, seed.wrapping_add(domain::DROP).wrapping_add(step as u64));
-        let masking = self.draw_masks(batch, step);
+        let masking = self.draw_masks(&batch, step);
         let output = self.model.forward_masked(&mut pass, &batch.visible, &batch.infrared, &masking)?;
         drop(masking);
-        let Batch { visible, infrared, labels, valid } = batch;
+        let Batch { visible, infrared, labels, valid } = &batch;
         let targets = Targets { visible, infrared, labels, valid };
         let losses = losses(&mut pass.tape, &output, &targets, arch, &self.config.loss)?;
         drop(output);
-        let loss = losses.total.value().item();
+        let (loss, terms) = losses.values()?;
+        let (lr, loss_scale) = (self.config.lr(step), self.scale.value());
         if !loss.is_finite() {
-            let terms: Vec<String> = losses.terms.iter().map(|(n, v)| format!("{n} {v}")).collect();
+            if self.scale.can_shrink() {
+                self.scale.update(false);
+                return Ok(Progress { loss, terms, lr, loss_scale, skipped: true });
+            }
+            let terms: Vec<String> = terms.iter().map(|(n, v)| format!("{n} {v}")).collect();
             return Err(Error::Config(format!(
                 "the loss of step {} is {loss} ({}): lower the learning rate or look at the data",
                 step + 1,
                 terms.join(", ")
             )));
         }
-        let taken = pass.backward(&losses.total)?;
-        let lr = self.config.lr(step);
+        let taken = pass.backward(&losses.total, loss_scale)?;
         self.optimizer.step(&mut self.model.params, taken, lr)?;
-        Ok(Progress { loss, terms: losses.terms, lr })
+        Ok(Progress { loss, terms, lr, loss_scale, skipped: false })
     }
 
     /// One of two choices, and element masks that keep a value with probability `mask_keep`.

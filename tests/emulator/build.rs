@@ -101,18 +101,14 @@ impl Compiler {
         let mut command = compiler.to_command();
         if mode == "checked" {
             // The compiler calls a function at each access to memory, and leaves the accesses as they are written.
-            command.args(["-fsanitize=kernel-address", "-fno-tree-vectorize", "-fno-tree-slp-vectorize"]);
+            // Of the sanitizers this one names every access; the one for addresses skips a write after a read.
+            command.args(["-DEMULATED_CHECKED", "-fsanitize=thread"]);
+            command.args(["-fno-tree-vectorize", "-fno-tree-slp-vectorize"]);
             if compiler.is_like_clang() {
-                for flag in
-                    ["-asan-instrumentation-with-call-threshold=0", "-asan-stack=0", "-asan-globals=0"]
-                {
-                    command.args(["-mllvm", flag]);
-                }
-                command.arg("-fno-builtin");
+                command.args(["-mllvm", "-tsan-instrument-func-entry-exit=0"]);
+                command.args(["-mllvm", "-tsan-instrument-read-before-write=1"]);
             } else {
-                for parameter in ["asan-instrumentation-with-call-threshold", "asan-stack", "asan-globals"] {
-                    command.args(["--param", &format!("{parameter}=0")]);
-                }
+                command.args(["--param", "tsan-instrument-func-entry-exit=0"]);
                 command.args(["-fno-tree-sra", "-fno-tree-loop-distribute-patterns"]);
             }
         }
@@ -124,25 +120,22 @@ impl Compiler {
     /// two files may give different things the same name, and each file is there twice.
     fn wrapper(&self, source: &Path, mode: &str) -> String {
         let (stem, path) = (stem(source), source.display());
-        let head =
-            format!("#include <emulated.h>\nnamespace {{\n#include <cuda.h>\n#include \"{path}\"\n}}\n");
+        let head = "#include <emulated.h>\n";
+        let body = format!("namespace {{\n#include <cuda.h>\n#include \"{path}\"\n}}\n");
         let probe = self.out.join(format!("{stem}.{mode}.probe.cpp"));
-        fs::write(&probe, &head).expect("OUT_DIR can be written");
+        fs::write(&probe, head.to_string() + &body).expect("OUT_DIR can be written");
         let mut command = self.command(mode);
         command.arg("-E").arg("-P").arg(format!("-DEMULATED_GLOBAL={MARKER}")).arg(&probe);
         let text = run(&mut command, source);
 
         let names = kernel_names(&text);
-        // An unnamed namespace does not give `extern "C"` functions internal linkage everywhere.
+        // An unnamed namespace does not give `extern "C"` functions internal linkage everywhere, so they are renamed;
+        // their names may come out of macros, which a macro renames too.
         let renames = names.iter().map(|name| format!("#define {name} emulated_{mode}_kernel_{name}\n"));
-        let renames: String = renames.collect();
-        let entries = names.iter().map(|name| {
-            // The text stays unchanged, the name itself is a macro by now.
-            format!("    emulated_entry<{name}>(\"{name}\"),\n")
-        });
-        let entries: String = entries.collect();
+        let entries = names.iter().map(|name| format!("    emulated_entry<{name}>(\"{name}\"),\n"));
+        let (renames, entries): (String, String) = (renames.collect(), entries.collect());
         format!(
-            "{renames}{head}extern \"C\" {{ extern const EmulatedEntry emulated_{mode}_{stem}[]; }}\n\
+            "{head}{renames}{body}extern \"C\" {{ extern const EmulatedEntry emulated_{mode}_{stem}[]; }}\n\
              const EmulatedEntry emulated_{mode}_{stem}[] = {{\n{entries}    {{nullptr, nullptr, nullptr}},\n}};\n"
         )
     }

@@ -88,6 +88,11 @@ inline int atomicAdd(int* to, int x) {
 }
 inline unsigned atomicAdd(unsigned* to, unsigned x) { return emulated_atomic_add(to, x); }
 
+#ifdef EMULATED_CHECKED
+inline void* memcpy(void* to, const void* from, size_t bytes) { return __tsan_memcpy(to, from, bytes); }
+inline void* memset(void* to, int byte, size_t bytes) { return __tsan_memset(to, byte, bytes); }
+#endif
+
 template <class T> inline T __ldg(const T* from) { return *from; }
 
 #define EMULATED_MIN_MAX(T)                                      \

@@ -44,6 +44,9 @@ unsigned emulated_atomic_add(unsigned* to, unsigned x);
 void emulated_copy_async(void* shared, const void* global, int valid);
 void emulated_copy_commit();
 void emulated_copy_wait(unsigned groups);
+// memcpy and memset with checks.
+void* __tsan_memcpy(void* to, const void* from, size_t bytes);
+void* __tsan_memset(void* to, int byte, size_t bytes);
 }
 
 // One kernel: its name, the function that takes what cuLaunchKernel takes, and a letter for each parameter.

@@ -135,10 +135,11 @@ impl Group {
                     self.multiply(|bits| f16::from_bits(bits).to_f32());
                     Ok(())
                 }
-                _ => {
+                MMA_BF16 => {
                     self.multiply(|bits| bf16::from_bits(bits).to_f32());
                     Ok(())
                 }
+                kind => unreachable!("include/cuda.h has no operation {kind}"),
             }
         }
     }
@@ -174,7 +175,7 @@ impl Group {
             for lane in self.lanes() {
                 let words = self.words[lane];
                 let address = (u64::from(*words) | u64::from(*words.add(1)) << 32) as usize;
-                if address % 16 != 0 {
+                if !address.is_multiple_of(16) {
                     return Err((
                         lane,
                         "misaligned: ldmatrix needs rows at multiples of 16 bytes".to_string(),

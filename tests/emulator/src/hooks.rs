@@ -60,7 +60,7 @@ fn access(address: usize, bytes: usize, kind: Access, aligned: bool) {
     // SAFETY: the block is the current one, and the reference to it ends before `fail` suspends.
     unsafe {
         let mut result = check(&mut *block, address, bytes, kind);
-        if aligned && address % bytes != 0 && result.is_ok() {
+        if aligned && !address.is_multiple_of(bytes) && result.is_ok() {
             result = Err(format!("misaligned: an access of {bytes} bytes at {address:#x}"));
         }
         if let Err(why) = result {
@@ -70,37 +70,64 @@ fn access(address: usize, bytes: usize, kind: Access, aligned: bool) {
 }
 
 macro_rules! hooks {
-    ($($load:ident $store:ident $bytes:literal),*) => {$(
+    ($($bytes:literal $read:ident $write:ident $unaligned_read:ident $unaligned_write:ident)*) => {$(
         #[unsafe(no_mangle)]
-        extern "C" fn $load(address: usize) {
+        extern "C" fn $read(address: usize) {
             access(address, $bytes, Access::Read, true);
         }
         #[unsafe(no_mangle)]
-        extern "C" fn $store(address: usize) {
+        extern "C" fn $write(address: usize) {
             access(address, $bytes, Access::Write, true);
+        }
+        #[unsafe(no_mangle)]
+        extern "C" fn $unaligned_read(address: usize) {
+            access(address, $bytes, Access::Read, false);
+        }
+        #[unsafe(no_mangle)]
+        extern "C" fn $unaligned_write(address: usize) {
+            access(address, $bytes, Access::Write, false);
         }
     )*};
 }
 hooks!(
-    __asan_load1_noabort __asan_store1_noabort 1,
-    __asan_load2_noabort __asan_store2_noabort 2,
-    __asan_load4_noabort __asan_store4_noabort 4,
-    __asan_load8_noabort __asan_store8_noabort 8,
-    __asan_load16_noabort __asan_store16_noabort 16
+    1 __tsan_read1 __tsan_write1 __tsan_unaligned_read1 __tsan_unaligned_write1
+    2 __tsan_read2 __tsan_write2 __tsan_unaligned_read2 __tsan_unaligned_write2
+    4 __tsan_read4 __tsan_write4 __tsan_unaligned_read4 __tsan_unaligned_write4
+    8 __tsan_read8 __tsan_write8 __tsan_unaligned_read8 __tsan_unaligned_write8
+    16 __tsan_read16 __tsan_write16 __tsan_unaligned_read16 __tsan_unaligned_write16
 );
 
 #[unsafe(no_mangle)]
-extern "C" fn __asan_loadN_noabort(address: usize, bytes: usize) {
+extern "C" fn __tsan_read_range(address: usize, bytes: usize) {
     access(address, bytes, Access::Read, false);
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn __asan_storeN_noabort(address: usize, bytes: usize) {
+extern "C" fn __tsan_write_range(address: usize, bytes: usize) {
     access(address, bytes, Access::Write, false);
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn __asan_handle_no_return() {}
+extern "C" fn __tsan_init() {}
+
+/// `memcpy` of device code in checked mode; compilers call it for large structures too.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn __tsan_memcpy(to: *mut u8, from: *const u8, bytes: usize) -> *mut u8 {
+    access(from as usize, bytes, Access::Read, false);
+    access(to as usize, bytes, Access::Write, false);
+    // SAFETY: both ranges have been checked, or are on the thread's stack.
+    unsafe { to.copy_from(from, bytes) };
+    to
+}
+
+/// `memset`, likewise.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn __tsan_memset(to: *mut u8, byte: i32, bytes: usize) -> *mut u8 {
+    access(to as usize, bytes, Access::Write, false);
+    // SAFETY: the range has been checked, or is on the thread's stack.
+    unsafe { to.write_bytes(byte as u8, bytes) };
+    to
+}
 
 /// Checks an atomic operation on 4 bytes.
 fn atomic(address: usize) {
@@ -132,7 +159,7 @@ extern "C" fn emulated_copy_async(shared: usize, global: usize, valid: i32) {
 }
 
 fn begin_copy(block: &mut Block, shared: usize, global: usize, valid: bool) -> Result<(), String> {
-    if shared % 16 != 0 || (valid && global % 16 != 0) {
+    if !shared.is_multiple_of(16) || (valid && !global.is_multiple_of(16)) {
         return Err("misaligned: cp.async needs multiples of 16 bytes".to_string());
     }
     let thread = block.running;

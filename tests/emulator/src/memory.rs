@@ -179,11 +179,13 @@ impl DeviceMemory {
         // SAFETY: the shadow is as long as the range; atomics of 4 and 8 bytes are at multiples of their size.
         let known = unsafe {
             match bytes {
-                4 if offset % 4 == 0 => {
+                4 if offset.is_multiple_of(4) => {
                     AtomicU32::from_ptr(shadow.add(offset).cast()).load(Relaxed) == all as u32
                 }
-                8 if offset % 8 == 0 => AtomicU64::from_ptr(shadow.add(offset).cast()).load(Relaxed) == all,
-                16 if offset % 8 == 0 => {
+                8 if offset.is_multiple_of(8) => {
+                    AtomicU64::from_ptr(shadow.add(offset).cast()).load(Relaxed) == all
+                }
+                16 if offset.is_multiple_of(8) => {
                     AtomicU64::from_ptr(shadow.add(offset).cast()).load(Relaxed) == all
                         && AtomicU64::from_ptr(shadow.add(offset + 8).cast()).load(Relaxed) == all
                 }

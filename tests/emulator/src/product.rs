@@ -38,15 +38,14 @@ pub unsafe fn product(memory: &DeviceMemory, product: &Product, tf32: bool) -> R
 
         let mut c = vec![0.0; product.count * m * n];
         let products = c.chunks_mut((m * n).max(1)).enumerate().map(|(i, c)| {
-            let oriented = |data, (rows, columns): (usize, usize), transposed| {
-                let _ = rows;
+            let oriented = |data, columns, transposed| {
                 let matrix = matmul::Matrix::rows(data, columns);
                 if transposed { matrix.t() } else { matrix }
             };
             matmul::Product {
                 c,
-                a: oriented(&a[i * m * k..(i + 1) * m * k], a_shape, product.a_transposed),
-                b: oriented(&b[i * n * k..(i + 1) * n * k], b_shape, product.b_transposed),
+                a: oriented(&a[i * m * k..(i + 1) * m * k], a_shape.1, product.a_transposed),
+                b: oriented(&b[i * n * k..(i + 1) * n * k], b_shape.1, product.b_transposed),
             }
         });
         matmul::batch(products.collect(), (m, n, k), Write::Assign, |which, row, column, out| {
