@@ -13,8 +13,8 @@ use super::{Call, driver_of, scratch_like};
 use crate::cpu::conv::{Lengths, Window};
 use crate::{Error, Result, Shape, Tensor};
 
-/// Bytes of patches at a time, unless one row of windows has more.
-const MOST_BYTES: usize = 64 << 20;
+/// Bytes of patches at a time, unless one row of windows has more: what the product reads is still in the cache then.
+const MOST_BYTES: usize = 32 << 20;
 
 /// Threads of a block, and numbers that it moves for each of them, in units of 16 bytes.
 const THREADS: usize = 256;
@@ -77,7 +77,8 @@ impl Patches {
             None => scratch_like(x, [l.streams, rows, self.row])?,
         };
         let call = Call::new("conv_gather", x)?.input(x).output(&mut patches).int(l.batch).int(lines.start);
-        let call = self.arguments(call);
+        let part = x.bytes() / self.lines() * lines.len();
+        let call = self.arguments(call).bytes(part + l.streams * rows * self.row * self.size);
         let share = (l.out_width * self.row * self.size / 16).div_ceil(THREADS * STEPS);
         // SAFETY: a block for each row of windows of each stream, or some that share one; `patches` was made for as
         // many rows of windows or more, and positions outside of the images are not read.
@@ -212,7 +213,8 @@ pub fn backward_input(dy: &Tensor, weight: &Tensor, x: Shape, window: Window) ->
         unsafe { driver_of(dy)?.product(&product)? };
         let Some(gradients) = &scratch else { continue };
         let call = Call::new("conv_scatter", dy)?.input(gradients).output(&mut dx).int(l.batch).int(sample);
-        let call = patches.arguments(call).operations(s * rows * k);
+        let part = dx.bytes() / l.batch * samples;
+        let call = patches.arguments(call).operations(s * rows * k).bytes(part + s * rows * k * patches.size);
         let share = (l.width * l.inputs * patches.size).div_ceil(16 * THREADS * STEPS);
         // SAFETY: a block for each row of these images of each stream, or some that share one; windows outside of the
         // output are not read.

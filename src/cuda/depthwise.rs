@@ -80,7 +80,8 @@ pub fn backward(dy: Tensor, x: &Tensor, weight: &Tensor, bias: &Tensor) -> Resul
     let plan = Plan::of(x);
     let (s, c) = (plan.streams, plan.channels);
     let mut dz = scratch_like(x, x.shape())?;
-    let call = Call::new("depthwise_backward", x)?.input(&dy).input(x).input(weight).input(bias).output(&mut dz);
+    let call =
+        Call::new("depthwise_backward", x)?.input(&dy).input(x).input(weight).input(bias).output(&mut dz);
     let vector = vector(&call, plan);
     // Enough blocks, but each with a strip for every column it walks at least: partial sums cost memory.
     let blocks = (BLOCKS / (plan.tiles(vector) * s)).max(1);

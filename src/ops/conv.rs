@@ -26,8 +26,12 @@ pub fn conv(tape: &mut Tape, x: &Var, weight: &Var, bias: &Var, window: Window) 
     let y = on_device_of!(x.value(), forward(x.value(), weight.value(), Some(bias.value()), window))?;
     let (xv, wv) = (x.value().clone(), weight.value().clone());
     Ok(tape.record([x, weight, bias], y, move |dy, needs| {
-        let dx = needs[0].then(|| on_device_of!(dy, try backward_input(&dy, &wv, xv.shape(), window))).transpose()?;
-        let dw = needs[1].then(|| on_device_of!(dy, try backward_weight(&dy, &xv, wv.shape(), window))).transpose()?;
+        let dx = needs[0]
+            .then(|| on_device_of!(dy, try backward_input(&dy, &wv, xv.shape(), window)))
+            .transpose()?;
+        let dw = needs[1]
+            .then(|| on_device_of!(dy, try backward_weight(&dy, &xv, wv.shape(), window)))
+            .transpose()?;
         let db = needs[2].then(|| on_device_of!(dy, try backward_bias(&dy))).transpose()?;
         Ok([dx, dw, db])
     }))

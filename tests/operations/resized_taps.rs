@@ -82,17 +82,20 @@ fn on_a_device() {
         ([3, 5, 66, 0, 16], [[2, 17], [5, 33], [11, 9], [1, 70]]),
         ([1, 3, 4, 0, 24], [[1, 1], [3, 4], [2, 2], [1, 2]]),
     ];
-    for ([b, h, w, _, o], sizes) in CASES.into_iter().chain(more) {
+    for ([b, h, w, _, o], sizes) in CASES.into_iter().take(3).chain(more) {
         let mut inputs = vec![random([1, b, h, w, o], 9)];
         inputs.extend(sizes.iter().zip(1..).map(|(&[h, w], seed)| random([2, b, h, w, 9 * o], seed)));
-        // The base shared, then its buffer reused.
+        // The base is shared with its variable.
         device::check(&inputs, &[], &[], |t, v, _| {
             ops::add_resized_taps(t, v[0].clone(), [&v[1], &v[2], &v[3], &v[4]])
         });
-        device::check(&inputs, &[], &[], |t, v, _| {
-            let base = ops::add(t, &v[0], v[0].clone())?;
-            ops::add_resized_taps(t, base, [&v[1], &v[2], &v[3], &v[4]])
-        });
+        if o == 24 {
+            // The buffer of the base is reused.
+            device::check(&inputs, &[], &[], |t, v, _| {
+                let base = ops::add(t, &v[0], v[0].clone())?;
+                ops::add_resized_taps(t, base, [&v[1], &v[2], &v[3], &v[4]])
+            });
+        }
     }
 }
 
