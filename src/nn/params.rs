@@ -73,14 +73,9 @@ impl Param {
         }
     }
 
-    /// Numbers in one stream's published tensor.
-    fn published_len(&self) -> usize {
-        self.value.len() / self.names.len()
-    }
-
-    /// For each number of a published tensor, in its order, its place in this program's.
-    fn places(&self) -> Vec<usize> {
-        let (shape, len) = (self.value.shape(), self.published_len());
+    /// For each number of a published tensor, in its order, its place in this program's, `value`.
+    fn places(&self, value: &Tensor) -> Vec<usize> {
+        let (shape, len) = (value.shape(), value.len() / self.names.len());
         // (rows, columns) of the published matrix of blocks, transposed here; blocks of `inner` numbers.
         let transpose = |outer: usize, rows: usize, columns: usize, inner: usize| -> Vec<usize> {
             let mut places = Vec::with_capacity(len);
@@ -102,9 +97,30 @@ impl Param {
 
     /// The published tensor of `stream`, taken from `value` on the CPU: the parameter itself or its gradient.
     pub fn export(&self, value: &Tensor, stream: usize) -> Vec<f32> {
-        let len = self.published_len();
+        let len = value.len() / self.names.len();
         let data = &value.f32()[stream * len..(stream + 1) * len];
-        self.places().into_iter().map(|place| data[place]).collect()
+        self.places(value).into_iter().map(|place| data[place]).collect()
+    }
+}
+
+impl Param {
+    /// The reverse of [`Param::export`]: overwrites one stream of `value`, which is on the CPU and of the parameter's
+    /// shape.
+    ///
+    /// # Errors
+    /// When `data` does not have as many numbers as the published shape.
+    pub fn import_into(&self, value: &mut Tensor, stream: usize, data: &[f32]) -> Result<()> {
+        let len = value.len() / self.names.len();
+        if data.len() != len {
+            let name = &self.names[stream];
+            return Err(Error::Config(format!("{name}: {} numbers were given for {len}", data.len())));
+        }
+        let places = self.places(value);
+        let out = &mut value.f32_mut()[stream * len..(stream + 1) * len];
+        for (place, &v) in places.into_iter().zip(data) {
+            out[place] = v;
+        }
+        Ok(())
     }
 }
 
@@ -178,21 +194,10 @@ impl Params {
     /// When `data` does not have as many numbers as the published shape, or a device reports an error.
     pub fn import(&mut self, id: ParamId, stream: usize, data: &[f32]) -> Result<()> {
         let param = &mut self.list[id.0];
-        let len = param.published_len();
-        if data.len() != len {
-            let name = &param.names[stream];
-            return Err(Error::Config(format!("{name}: {} numbers were given for {len}", data.len())));
-        }
-        let places = param.places();
-        if !param.value.is_on_cpu() {
-            param.value = param.value.to(&Device::Cpu)?;
-        }
-        let out = &mut param.value.f32_mut()[stream * len..(stream + 1) * len];
-        for (place, &v) in places.into_iter().zip(data) {
-            out[place] = v;
-        }
-        param.value = param.value.to(&self.device)?;
-        Ok(())
+        let mut value = std::mem::replace(&mut param.value, Tensor::zeros([0])).to(&Device::Cpu)?;
+        let done = param.import_into(&mut value, stream, data);
+        param.value = value.to(&self.device)?;
+        done
     }
 
     /// All parameters with their indices.

@@ -25,6 +25,19 @@ impl LossScale {
         }
     }
 
+    /// One that was written down as its factor and the number of clean steps, on a pass of type `compute`.
+    pub fn resume(compute: DType, value: f32, clean: u32) -> Self {
+        match Self::new(compute).clean {
+            Some(_) => Self { value, clean: Some(clean) },
+            None => Self::new(compute),
+        }
+    }
+
+    /// Steps since the last change.
+    pub fn clean_steps(self) -> u32 {
+        self.clean.unwrap_or(0)
+    }
+
     /// The factor.
     pub fn value(self) -> f32 {
         self.value

@@ -1,8 +1,12 @@
 //! AdamW over the parameters of a network.
 
+use crate::checkpoint::{Array, State};
 use crate::cpu::adamw::AdamW;
 use crate::nn::{Params, Role, Step};
-use crate::{Result, Tensor};
+use crate::{Device, Error, Result, Tensor};
+
+/// What PyTorch calls the two moments.
+const MOMENTS: [&str; 2] = ["exp_avg", "exp_avg_sq"];
 
 /// AdamW with its two moments for each parameter. Weights of linear and convolution layers decay, nothing else does.
 pub struct Optimizer {
@@ -49,6 +53,53 @@ impl Optimizer {
         for update in &step.statistics {
             update.apply(params);
         }
+        Ok(())
+    }
+
+    /// Both moments of every parameter that was trained, under its published name and in its published layout:
+    /// `exp_avg.NAME` and `exp_avg_sq.NAME`.
+    ///
+    /// # Errors
+    /// When a device reports one.
+    pub fn state(&self, params: &Params) -> Result<State> {
+        let mut state = State::new();
+        for ((_, param), moments) in params.iter().zip(&self.moments) {
+            let Some(moments) = moments else { continue };
+            for (kind, moment) in MOMENTS.into_iter().zip(moments) {
+                let moment = moment.to(&Device::Cpu)?;
+                for (stream, name) in param.names.iter().enumerate() {
+                    let array = Array { shape: param.published_shape(), data: param.export(&moment, stream) };
+                    state.insert(format!("{kind}.{name}"), array);
+                }
+            }
+        }
+        Ok(state)
+    }
+
+    /// Takes up where an optimizer was after `steps` steps, with the [`Optimizer::state`] that it had.
+    ///
+    /// # Errors
+    /// Names a moment that is missing or has another size than its parameter; or when a device reports an error.
+    pub fn restore(&mut self, params: &Params, state: &State, steps: u64) -> Result<()> {
+        let mut restored = Vec::with_capacity(params.len());
+        for (_, param) in params.iter() {
+            if param.role == Role::Statistic || steps == 0 {
+                restored.push(None);
+                continue;
+            }
+            let moment = |kind: &str| -> Result<Tensor> {
+                let mut moment = Tensor::zeros(param.value.shape());
+                for (stream, name) in param.names.iter().enumerate() {
+                    let name = format!("{kind}.{name}");
+                    let array = state.get(&name);
+                    let array = array.ok_or_else(|| Error::Config(format!("{name} is missing")))?;
+                    param.import_into(&mut moment, stream, &array.data)?;
+                }
+                moment.to(params.device())
+            };
+            restored.push(Some([moment(MOMENTS[0])?, moment(MOMENTS[1])?]));
+        }
+        (self.moments, self.steps) = (restored, steps);
         Ok(())
     }
 }

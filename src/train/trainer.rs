@@ -6,6 +6,7 @@ use super::config::Config;
 use super::loss_scale::LossScale;
 use super::losses::{Targets, losses};
 use super::optimizer::Optimizer;
+use crate::checkpoint::{Meta, State};
 use crate::cpu::{self, adamw::AdamW};
 use crate::data::{Augment, Batch, Dataset, Sample, augment, batch};
 use crate::model::{Amdanet, Masking};
@@ -100,6 +101,8 @@ pub struct Trainer {
     pub model: Amdanet,
     optimizer: Optimizer,
     scale: LossScale,
+    /// Steps taken, those included that changed nothing because a gradient overflowed.
+    steps: usize,
     config: Config,
 }
 
@@ -125,12 +128,44 @@ impl Trainer {
         let rule = AdamW { beta1: o.beta1, beta2: o.beta2, eps: o.eps };
         let (optimizer, scale) =
             (Optimizer::new(&model.params, rule, o.weight_decay), LossScale::new(model.params.compute()));
-        Self { model, optimizer, scale, config }
+        Self { model, optimizer, scale, steps: 0, config }
     }
 
-    /// Steps taken so far.
+    /// Steps taken so far: the number of the next batch.
     pub fn steps(&self) -> usize {
-        self.optimizer.steps() as usize
+        self.steps
+    }
+
+    /// Everything beside the weights that the next steps depend on, as a checkpoint.
+    ///
+    /// # Errors
+    /// When a device reports one.
+    pub fn state(&self) -> Result<(State, Meta)> {
+        let mut meta = Meta::new(self.model.config().clone());
+        let entries = [
+            ("steps", self.steps.to_string()),
+            ("optimizer_steps", self.optimizer.steps().to_string()),
+            ("loss_scale", self.scale.value().to_string()),
+            ("clean_steps", self.scale.clean_steps().to_string()),
+        ];
+        meta.extra.extend(entries.map(|(key, value)| (key.to_string(), value)));
+        Ok((self.optimizer.state(&self.model.params)?, meta))
+    }
+
+    /// Goes on where a trainer stopped whose weights the model has, and whose [`Trainer::state`] this is.
+    ///
+    /// # Errors
+    /// When something is missing or of another size, or a device reports an error.
+    pub fn restore(&mut self, state: &State, meta: &Meta) -> Result<()> {
+        fn number<T: std::str::FromStr>(meta: &Meta, key: &str) -> Result<T> {
+            let text = meta.extra.get(key).and_then(|text| text.parse().ok());
+            text.ok_or_else(|| Error::Config(format!("its metadata has no number {key:?}")))
+        }
+        self.optimizer.restore(&self.model.params, state, number(meta, "optimizer_steps")?)?;
+        let compute = self.model.params.compute();
+        self.scale = LossScale::resume(compute, number(meta, "loss_scale")?, number(meta, "clean_steps")?);
+        self.steps = number(meta, "steps")?;
+        Ok(())
     }
 
     /// One step: two predictions, losses, gradients, AdamW; on the device of the parameters, wherever the batch is.
@@ -159,6 +194,7 @@ impl Trainer {
         if !loss.is_finite() {
             if self.scale.can_shrink() {
                 self.scale.update(false);
+                self.steps += 1;
                 return Ok(Progress { loss, terms, lr, loss_scale, skipped: true });
             }
             let terms: Vec<String> = terms.iter().map(|(n, v)| format!("{n} {v}")).collect();
@@ -170,6 +206,7 @@ impl Trainer {
         }
         let taken = pass.backward(&losses.total, loss_scale)?;
         self.optimizer.step(&mut self.model.params, taken, lr)?;
+        self.steps += 1;
         Ok(Progress { loss, terms, lr, loss_scale, skipped: false })
     }
 
