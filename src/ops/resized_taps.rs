@@ -1,6 +1,7 @@
 //! The fusion head's 3×3 convolution over resized maps; see [`crate::cpu::resized_taps`].
 
 use crate::cpu::resized_taps as cpu;
+use crate::cuda::resized_taps as cuda;
 use crate::{Error, Result, Tape, Var};
 
 /// The input channels `from .. from + S·C` of a 3×3 convolution's weight as the weights of S linear layers, one for
@@ -49,9 +50,9 @@ pub fn add_resized_taps(tape: &mut Tape, base: Var, maps: [&Var; 4]) -> Result<V
     }
     let [a, b, c, d] = maps.map(Var::key);
     let keys = [base.key(), a, b, c, d];
-    let y = cpu::forward(base.into_value(), maps.map(Var::value));
+    let y = on_device_of!(maps[0].value(), forward(base.into_value(), maps.map(Var::value)))?;
     Ok(tape.record_keys(keys, y, move |dy, _| {
-        let [a, b, c, d] = cpu::backward(&dy, shapes).map(Some);
+        let [a, b, c, d] = on_device_of!(dy, backward(&dy, shapes))?.map(Some);
         Ok([Some(dy), a, b, c, d])
     }))
 }
