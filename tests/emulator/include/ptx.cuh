@@ -1,0 +1,38 @@
+// The functions of kernels/ptx.cuh without PTX: the emulator does what the instructions do.
+#pragma once
+
+// d += a·b for a 16×16, b 16×8 and d 16×8, spread over a warp as mma.sync.aligned.m16n8k16.row.col has them.
+inline void emulated_mma(unsigned kind, float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+    unsigned words[10];
+    __builtin_memcpy(words, d, 16);
+    __builtin_memcpy(words + 4, a, 16);
+    __builtin_memcpy(words + 8, b, 8);
+    emulated_warp(kind, 0xffffffffu, words);
+    __builtin_memcpy(d, words, 16);
+}
+inline void mma_m16n8k16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], __half) {
+    emulated_mma(kEmulatedMmaF16, d, a, b);
+}
+inline void mma_m16n8k16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], __nv_bfloat16) {
+    emulated_mma(kEmulatedMmaBf16, d, a, b);
+}
+
+// Four 8×8 matrices of 16-bit numbers; lane i gives the address of row i % 8 of matrix i / 8.
+inline void emulated_ldmatrix(unsigned kind, unsigned (&r)[4], const void* row) {
+    unsigned words[4] = {};
+    __builtin_memcpy(words, &row, sizeof row);
+    emulated_warp(kind, 0xffffffffu, words);
+    __builtin_memcpy(r, words, 16);
+}
+inline void ldmatrix_x4(unsigned (&r)[4], const void* shared_row) {
+    emulated_ldmatrix(kEmulatedMatrices, r, shared_row);
+}
+inline void ldmatrix_x4_trans(unsigned (&r)[4], const void* shared_row) {
+    emulated_ldmatrix(kEmulatedTransposed, r, shared_row);
+}
+
+// 16 bytes, or zeros where not `valid`; they arrive by the time cp_async_wait says so, and not before.
+inline void cp_async_16(void* shared, const void* global, bool valid) { emulated_copy_async(shared, global, valid); }
+inline void cp_async_commit() { emulated_copy_commit(); }
+// Waits for all groups but the latest N.
+template <int N> inline void cp_async_wait() { emulated_copy_wait(N); }

@@ -1,0 +1,341 @@
+//! Runs the device code of `amdanet` on the host, for its tests.
+//!
+//! The build script compiles the very files of `kernels/` with the host's C++ compiler. A launch gives each CUDA thread
+//! a coroutine; barriers, shuffles and matrix instructions switch between them. [`Emulator`] is a
+//! [`Driver`], so launchers run unchanged.
+//!
+//! In checked mode the kernels are built with a call at each access to memory, and a launch fails that
+//! - touches global memory outside of an allocation, or shared memory outside of what the launch asked for,
+//! - reads a byte that nobody wrote,
+//! - touches a byte of shared memory from two threads without a barrier in between when one of them writes,
+//! - touches memory at an address that is not a multiple of the access's size.
+//!
+//! In every mode a barrier or a shuffle that some thread never reaches makes the launch fail. Fresh memory is full of
+//! NaN. A wild access in fast mode does what it does in any C++ program.
+
+mod block;
+mod collective;
+mod failing;
+mod hooks;
+mod kernels;
+mod memory;
+mod product;
+mod shared;
+
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use amdanet::cuda::driver::{Arg, Driver, Graph, Launch, Product, Work};
+use amdanet::{Error, Result};
+use rayon::prelude::*;
+
+pub use failing::Failing;
+use kernels::{Kernel, kernels};
+use memory::DeviceMemory;
+
+/// How to emulate.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Checks every access to memory.
+    pub checked: bool,
+    /// Runs the threads of a block in an order drawn from this seed; without it, in the order of their numbers.
+    pub shuffle: Option<u64>,
+    /// Products round f32 factors to 10 bits of mantissa.
+    pub tf32: bool,
+    /// The compute capability to report.
+    pub capability: (u32, u32),
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { checked: false, shuffle: None, tf32: false, capability: (8, 0) }
+    }
+}
+
+impl Options {
+    /// With every check.
+    pub fn checked() -> Self {
+        Self { checked: true, ..Self::default() }
+    }
+}
+
+/// A CUDA device that is none.
+pub struct Emulator {
+    device: Arc<Device>,
+    recording: Mutex<Option<Vec<Task>>>,
+}
+
+struct Device {
+    options: Options,
+    memory: DeviceMemory,
+}
+
+/// Something that can be recorded.
+enum Task {
+    Copy { from: u64, to: u64, bytes: usize },
+    Fill { to: u64, byte: u8, bytes: usize },
+    Launch(Box<Recorded>),
+    Product(Product),
+}
+
+/// A launch that owns its parts.
+struct Recorded {
+    kernel: String,
+    grid: [u32; 3],
+    block: [u32; 3],
+    shared: u32,
+    args: Vec<Arg>,
+}
+
+impl Emulator {
+    /// A device with no memory in use.
+    pub fn new(options: Options) -> Arc<Self> {
+        let device = Device { options, memory: DeviceMemory::new(options.checked) };
+        Arc::new(Self { device: Arc::new(device), recording: Mutex::new(None) })
+    }
+
+    /// Bytes that are allocated.
+    pub fn live_bytes(&self) -> usize {
+        self.device.memory.live_bytes()
+    }
+
+    /// Allocations that were not freed.
+    pub fn live_allocations(&self) -> usize {
+        self.device.memory.live_allocations()
+    }
+
+    fn recording(&self) -> MutexGuard<'_, Option<Vec<Task>>> {
+        self.recording.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Records the task, or does it.
+    ///
+    /// # Safety
+    /// What it touches belongs to the caller.
+    unsafe fn queue(&self, task: Task) -> Result<()> {
+        if let Some(tasks) = self.recording().as_mut() {
+            tasks.push(task);
+            return Ok(());
+        }
+        // SAFETY: the caller vouches for the memory.
+        unsafe { self.device.run(&task) }
+    }
+
+    fn not_while_recording(&self, what: &str) -> Result<()> {
+        if self.recording().is_some() {
+            return Err(Error::cuda(what, "not possible during a capture"));
+        }
+        Ok(())
+    }
+}
+
+impl Driver for Emulator {
+    fn name(&self) -> String {
+        let (major, minor) = self.device.options.capability;
+        format!("emulator of sm_{major}{minor}")
+    }
+
+    fn capability(&self) -> (u32, u32) {
+        self.device.options.capability
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<u64> {
+        let address = self.device.memory.allocate(bytes);
+        address.ok_or_else(|| Error::cuda(format_args!("allocation of {bytes} bytes"), "out of memory"))
+    }
+
+    fn free(&self, address: u64, bytes: usize) {
+        self.device.memory.free(address, bytes);
+    }
+
+    unsafe fn upload(&self, data: &[u8], to: u64) -> Result<()> {
+        let what = format!("upload of {} bytes", data.len());
+        self.not_while_recording(&what)?;
+        self.device.check(&what, to, data.len(), true)?;
+        // SAFETY: the bytes lie within an allocation.
+        unsafe { (to as *mut u8).copy_from_nonoverlapping(data.as_ptr(), data.len()) };
+        Ok(())
+    }
+
+    unsafe fn download(&self, from: u64, data: &mut [u8]) -> Result<()> {
+        let what = format!("download of {} bytes", data.len());
+        self.not_while_recording(&what)?;
+        self.device.check(&what, from, data.len(), false)?;
+        // SAFETY: the bytes lie within an allocation.
+        unsafe { (from as *const u8).copy_to_nonoverlapping(data.as_mut_ptr(), data.len()) };
+        Ok(())
+    }
+
+    unsafe fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
+        // SAFETY: the caller's promise is passed on.
+        unsafe { self.queue(Task::Copy { from, to, bytes }) }
+    }
+
+    unsafe fn fill(&self, to: u64, byte: u8, bytes: usize) -> Result<()> {
+        // SAFETY: the caller's promise is passed on.
+        unsafe { self.queue(Task::Fill { to, byte, bytes }) }
+    }
+
+    unsafe fn launch(&self, launch: &Launch) -> Result<()> {
+        // A wrong launch is refused where it is recorded, as the real driver does.
+        self.device.check_launch(launch)?;
+        let recorded = Recorded {
+            kernel: launch.kernel.to_string(),
+            grid: launch.grid,
+            block: launch.block,
+            shared: launch.shared,
+            args: launch.args.to_vec(),
+        };
+        // SAFETY: the caller's promise is passed on.
+        unsafe { self.queue(Task::Launch(Box::new(recorded))) }
+    }
+
+    unsafe fn product(&self, product: &Product) -> Result<()> {
+        // SAFETY: the caller's promise is passed on.
+        unsafe { self.queue(Task::Product(*product)) }
+    }
+
+    fn synchronise(&self) -> Result<()> {
+        self.not_while_recording("synchronise")
+    }
+
+    fn begin_capture(&self) -> Result<()> {
+        self.not_while_recording("begin_capture")?;
+        *self.recording() = Some(Vec::new());
+        Ok(())
+    }
+
+    fn end_capture(&self) -> Result<Box<dyn Graph>> {
+        let tasks = self.recording().take();
+        let tasks = tasks.ok_or_else(|| Error::cuda("end_capture", "no capture has begun"))?;
+        Ok(Box::new(Recording { device: self.device.clone(), tasks }))
+    }
+}
+
+/// What was done between `begin_capture` and `end_capture`.
+struct Recording {
+    device: Arc<Device>,
+    tasks: Vec<Task>,
+}
+
+impl Graph for Recording {
+    unsafe fn launch(&self) -> Result<()> {
+        // SAFETY: the caller vouches for the memory that the tasks touch.
+        self.tasks.iter().try_for_each(|task| unsafe { self.device.run(task) })
+    }
+}
+
+impl Device {
+    /// # Safety
+    /// What the task touches belongs to the caller.
+    unsafe fn run(&self, task: &Task) -> Result<()> {
+        match task {
+            Task::Copy { from, to, bytes } => {
+                let what = format!("copy of {bytes} bytes");
+                self.check(&what, *from, *bytes, false)?;
+                self.check(&what, *to, *bytes, true)?;
+                if from.abs_diff(*to) < *bytes as u64 {
+                    return Err(Error::cuda(what, "source and destination overlap"));
+                }
+                // SAFETY: both ranges lie within allocations and do not overlap.
+                unsafe { (*from as *const u8).copy_to_nonoverlapping(*to as *mut u8, *bytes) };
+                Ok(())
+            }
+            Task::Fill { to, byte, bytes } => {
+                self.check(&format!("fill of {bytes} bytes"), *to, *bytes, true)?;
+                // SAFETY: the bytes lie within an allocation.
+                unsafe { (*to as *mut u8).write_bytes(*byte, *bytes) };
+                Ok(())
+            }
+            Task::Launch(recorded) => {
+                let Recorded { kernel, grid, block, shared, args } = &**recorded;
+                let (grid, block, shared, work) = (*grid, *block, *shared, Work::default());
+                self.launch(&Launch { kernel, grid, block, shared, args, work })
+            }
+            // SAFETY: the caller vouches for the matrices.
+            Task::Product(product) => unsafe { product::product(&self.memory, product, self.options.tf32) },
+        }
+    }
+
+    /// Whether bytes that the host names lie within an allocation, and whether they were written.
+    fn check(&self, what: &str, address: u64, bytes: usize, write: bool) -> Result<()> {
+        if !self.memory.holds(address, bytes) {
+            return Err(Error::cuda(what, format!("out of bounds: from {}", self.memory.describe(address))));
+        }
+        hooks::check_global(&self.memory, address as usize, bytes, write)
+            .map_err(|why| Error::cuda(what, why))
+    }
+
+    fn check_launch(&self, launch: &Launch) -> Result<&'static Kernel> {
+        let error = |why: String| Err(Error::cuda(launch, why));
+        let Some(kernel) = kernels(self.options.checked).get(launch.kernel) else {
+            return error("there is no such kernel".to_string());
+        };
+        let (wanted, given) = (kernel.parameters, launch.args);
+        if wanted.len() != given.len() {
+            return error(format!(
+                "it has {} parameters and was given {} arguments",
+                wanted.len(),
+                given.len()
+            ));
+        }
+        assert!(wanted.len() <= block::MAX_ARGS, "{} has more parameters than are foreseen", kernel.name);
+        for (i, (wanted, given)) in wanted.iter().zip(given).enumerate() {
+            let (wanted, fits) = match wanted {
+                b'p' => ("a pointer", matches!(given, Arg::Pointer(_))),
+                b'i' => ("int", matches!(given, Arg::I32(_))),
+                b'u' => ("unsigned long long", matches!(given, Arg::U64(_))),
+                _ => ("float", matches!(given, Arg::F32(_))),
+            };
+            if !fits {
+                return error(format!("argument {i} is {given:?}, and its parameter is {wanted}"));
+            }
+            if let Arg::Pointer(address) = *given
+                && address != 0
+                && !self.memory.holds(address, 0)
+            {
+                let place = self.memory.describe(address);
+                return error(format!("argument {i} points to no allocation: {place}"));
+            }
+        }
+        let ([gx, gy, gz], [bx, by, bz]) = (launch.grid, launch.block);
+        if gx == 0 || gx > i32::MAX as u32 || !(1..=65535).contains(&gy) || !(1..=65535).contains(&gz) {
+            return error("a grid has 1 to 2147483647, 65535 and 65535 blocks".to_string());
+        }
+        let threads = [bx, by, bz].iter().map(|n| u64::from(*n)).product::<u64>();
+        if threads == 0 || threads > 1024 || bx > 1024 || by > 1024 || bz > 64 {
+            return error("a block has 1 to 1024 threads".to_string());
+        }
+        let most = self.shared_memory();
+        if launch.shared as usize > most {
+            return error(format!("a block has at most {most} bytes of shared memory"));
+        }
+        Ok(kernel)
+    }
+
+    /// Bytes of shared memory that a block can have.
+    fn shared_memory(&self) -> usize {
+        match self.options.capability {
+            (8, 0 | 7) => 163 << 10,
+            (8, _) | (12, _) => 99 << 10,
+            _ => shared::MAX_SHARED,
+        }
+    }
+
+    fn launch(&self, launch: &Launch) -> Result<()> {
+        let kernel = self.check_launch(launch)?;
+        let args: Vec<_> = launch.args.iter().map(|arg| arg.bits()).collect();
+        let grid = block::Grid {
+            kernel,
+            memory: &self.memory,
+            checked: self.options.checked,
+            shuffle: self.options.shuffle,
+            grid: launch.grid,
+            block: launch.block,
+            shared: launch.shared as usize,
+            args: &args,
+        };
+        let blocks = launch.grid.iter().map(|n| u64::from(*n)).product::<u64>();
+        let result = (0..blocks).into_par_iter().try_for_each(|number| block::run(&grid, number));
+        result.map_err(|why| Error::cuda(launch, why))
+    }
+}
