@@ -30,6 +30,14 @@ use driver::{Arg, Driver, Launch, Work};
 
 use crate::{DType, Error, Result, Tensor};
 
+/// Opens CUDA device number `ordinal`; with `tf32`, products of float32 round their factors.
+///
+/// # Errors
+/// When there is no such device, no driver, or this build has no kernels: the message says which, and what to do.
+pub fn open(ordinal: usize, _tf32: bool) -> Result<Arc<dyn Driver>> {
+    Err(Error::cuda(format!("cuda:{ordinal}"), "this build has no kernels"))
+}
+
 /// Lanes of a warp.
 pub(crate) const WARP: usize = 32;
 
