@@ -53,3 +53,10 @@ __device__ inline void cp_async_commit() { asm volatile("cp.async.commit_group;"
 template <int N> __device__ inline void cp_async_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
+
+// 2^x to about 2 units in the last place; numbers below 2⁻¹²⁶ are zeros.
+__device__ inline float exp2_approx(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}

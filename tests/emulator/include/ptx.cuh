@@ -36,3 +36,6 @@ inline void cp_async_16(void* shared, const void* global, bool valid) { emulated
 inline void cp_async_commit() { emulated_copy_commit(); }
 // Waits for all groups but the latest N.
 template <int N> inline void cp_async_wait() { emulated_copy_wait(N); }
+
+// 2^x, zero below 2⁻¹²⁶.
+inline float exp2_approx(float x) { return x < -126.0f ? 0.0f : ::exp2f(x); }
