@@ -13,6 +13,7 @@ pub mod driver;
 pub mod elementwise;
 pub mod fusion_loss;
 pub mod gate;
+pub mod kernels;
 pub mod layer_norm;
 pub mod linear;
 pub mod loss;
