@@ -425,8 +425,10 @@ fn numbers_that_cannot_be_used() {
     fails(1, &["--threads 0", "1 to 1024"], and(&["--threads", "0"]));
     fails(1, &["classes = 0", "1 to 255"], and(&["--classes", "0"]));
     fails(1, &["classes = 256", "1 to 255"], ["info", "--encoder", "nano", "--classes", "256"]);
-    fails(2, &["--device", "without CUDA", "use cpu"], and(&["--device", "cuda"]));
-    fails(2, &["--precision", "computes in f32"], and(&["--precision", "bf16"]));
+    fails(2, &["--device", "auto, cpu, cuda and cuda:N"], and(&["--device", "gpu"]));
+    fails(2, &["--device", "cuda:x"], and(&["--device", "cuda:x"]));
+    fails(1, &["--precision bf16", "computes in f32"], and(&["--device", "cpu", "--precision", "bf16"]));
+    fails(2, &["--precision", "possible values"], and(&["--precision", "f64"]));
     fails(2, &["--encoder", "b9", "possible values"], ["info", "--encoder", "b9"]);
     fails(2, &["--out", "required"], ["synth", "--pairs", "3"]);
     fails(2, &["--pairs", "0"], ["synth", "--out", nothing, "--pairs", "0"]);
@@ -594,4 +596,38 @@ fn a_closed_pipe_is_no_panic() {
         assert!(status.success(), "{args:?}: {status}");
     }
     assert!(folder.at("out/fused/a.png").exists());
+}
+
+#[test]
+fn devices_are_listed() {
+    let found = json(&succeeds(["devices", "--json"]));
+    positive(&found["cpu"]["cores"]);
+    assert!(found["cpu"]["name"].as_str().is_some_and(|name| !name.is_empty()));
+    let (cuda, text) = (&found["cuda"], succeeds(["devices"]));
+    assert!(text.starts_with("cpu: ") && text.contains("CUDA kernels: "), "{text}");
+    // Either there is a driver, or it says what is missing.
+    assert_ne!(cuda["driver"].is_null(), cuda["missing"].is_null(), "{found}");
+    if cuda["nvcc"].is_null() {
+        assert!(text.contains("run scripts/nvcc"), "{text}");
+    } else {
+        assert!(text.contains("sm_"), "{text}");
+    }
+    if let Some(missing) = cuda["missing"].as_str() {
+        assert!(text.contains(missing), "{text}");
+    }
+}
+
+#[test]
+fn a_device_that_cannot_be_used() {
+    let bench = ["bench", "model", "--encoder", "nano", "--size", "64x64", "--runs", "1", "--warmup", "0"];
+    let and = |more: &[&'static str]| bench.iter().chain(more).copied().collect::<Vec<_>>();
+    fails(1, &["cuda:1023: ", "--device cpu"], and(&["--device", "cuda:1023"]));
+    // Without a driver, `auto` is the CPU, and a precision that only a device has says why there is none.
+    let found = json(&succeeds(["devices", "--json"]));
+    if let Some(missing) = found["cuda"]["missing"].as_str() {
+        let why = missing.strip_prefix("CUDA: ").unwrap();
+        fails(1, &["cuda:0: ", why, "--device cpu"], and(&["--device", "cuda"]));
+        fails(1, &["--precision f16", "computes in f32", "cuda:0: ", why], and(&["--precision", "f16"]));
+        succeeds(and(&["--device", "auto"]));
+    }
 }

@@ -3,6 +3,7 @@
 mod bench;
 mod convert;
 mod demo;
+mod devices;
 mod eval;
 mod info;
 mod progress;
@@ -15,10 +16,10 @@ use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::str::FromStr;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::model::{Arch, Encoder};
-use crate::{Error, Result};
+use crate::{Device, Error, Precision, Result, cuda};
 
 /// Fuses registered visible and infrared pictures and labels every pixel, with AMDANet.
 #[derive(Parser)]
@@ -49,6 +50,8 @@ enum Command {
     Convert(convert::Convert),
     /// Draw a data set of synthetic street scenes
     Synth(synth::Synth),
+    /// List what this program can compute on
+    Devices(devices::Devices),
 }
 
 /// A network that is not read from a file.
@@ -68,42 +71,74 @@ struct Network {
 /// Where and how to compute.
 #[derive(Args, Clone)]
 struct Machine {
-    /// Device: auto or cpu
-    #[arg(long, default_value = "auto", value_parser = device)]
-    device: String,
-    /// Type of the arithmetic: f32
-    #[arg(long, default_value = "f32", value_parser = precision)]
-    precision: String,
+    /// Device: auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto", value_parser = choice)]
+    device: Choice,
+    /// Type of the arithmetic; the CPU computes in f32
+    #[arg(long, value_enum, default_value = "f32")]
+    precision: Precision,
     /// Threads [default: one for each core]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
 }
 
-fn device(text: &str) -> Result<String, String> {
-    match text {
-        "auto" | "cpu" => Ok("cpu".into()),
-        _ if text.starts_with("cuda") => Err("this program was built without CUDA: use cpu".into()),
-        _ => Err("the devices are auto and cpu".into()),
-    }
+/// A device as the command line names it.
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Choice {
+    /// The first CUDA device if it can be used, else the CPU.
+    Auto,
+    Cpu,
+    Cuda(usize),
 }
 
-fn precision(text: &str) -> Result<String, String> {
+fn choice(text: &str) -> Result<Choice, String> {
+    let number = |n: &str| n.parse().ok().filter(|&n: &usize| n < 1024);
     match text {
-        "f32" => Ok(text.into()),
-        "tf32" | "f16" | "bf16" => Err("the CPU computes in f32".into()),
-        _ => Err("the precisions are f32".into()),
+        "auto" => Some(Choice::Auto),
+        "cpu" => Some(Choice::Cpu),
+        "cuda" => Some(Choice::Cuda(0)),
+        _ => text.strip_prefix("cuda:").and_then(number).map(Choice::Cuda),
     }
+    .ok_or_else(|| "the devices are auto, cpu, cuda and cuda:N: see `amdanet devices`".into())
 }
 
 impl Machine {
-    /// Sets the number of threads of everything that follows.
-    fn set_up(&self) -> Result<()> {
-        let Some(threads) = self.threads else { return Ok(()) };
-        if !(1..=1024).contains(&threads) {
-            return Err(Error::Config(format!("--threads {threads}: must be 1 to 1024")));
+    /// Sets the number of threads of everything that follows, and opens the device.
+    fn set_up(&self) -> Result<Device> {
+        if let Some(threads) = self.threads {
+            if !(1..=1024).contains(&threads) {
+                return Err(Error::Config(format!("--threads {threads}: must be 1 to 1024")));
+            }
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+            pool.map_err(|e| Error::Config(format!("--threads {threads}: {e}")))?;
         }
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
-        pool.map_err(|e| Error::Config(format!("--threads {threads}: {e}")))
+        self.open()
+    }
+
+    fn open(&self) -> Result<Device> {
+        let cuda = |ordinal| cuda::open(ordinal, self.precision == Precision::Tf32).map(Device::Cuda);
+        let (device, why) = match self.device {
+            Choice::Cuda(ordinal) => {
+                let hint = |e: Error| match e {
+                    Error::Cuda { what, why } => {
+                        Error::cuda(what, format!("{why}; --device cpu needs none of this"))
+                    }
+                    other => other,
+                };
+                return cuda(ordinal).map_err(hint);
+            }
+            Choice::Cpu => (Device::Cpu, String::new()),
+            Choice::Auto => match cuda(0) {
+                Ok(device) => (device, String::new()),
+                Err(e) => (Device::Cpu, format!("; {e}")),
+            },
+        };
+        if device == Device::Cpu && self.precision != Precision::F32 {
+            let precision =
+                self.precision.to_possible_value().map_or(String::new(), |v| v.get_name().to_owned());
+            return Err(Error::Config(format!("--precision {precision}: the CPU computes in f32{why}")));
+        }
+        Ok(device)
     }
 }
 
@@ -145,6 +180,7 @@ pub fn main() -> ExitCode {
         Command::Info(c) => c.run(),
         Command::Convert(c) => c.run(),
         Command::Synth(c) => c.run(),
+        Command::Devices(c) => c.run(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

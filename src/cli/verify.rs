@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{Machine, say, say_json};
-use crate::{Device, Error, Precision, Result, verify};
+use crate::{Error, Result, verify};
 
 #[derive(Args)]
 pub struct Verify {
@@ -21,11 +21,11 @@ pub struct Verify {
 
 impl Verify {
     pub fn run(self) -> Result<()> {
-        self.machine.set_up()?;
+        let device = self.machine.set_up()?;
         let mut failed = 0;
         let mut all = serde_json::Map::new();
         for path in &self.files {
-            let report = verify::verify(path, &Device::Cpu, Precision::F32)?;
+            let report = verify::verify(path, &device, self.machine.precision)?;
             failed += usize::from(!report.holds());
             let name = path.display().to_string();
             let verdict = if report.holds() { "ok" } else { "FAILED" };

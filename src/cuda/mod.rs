@@ -13,6 +13,7 @@ pub mod driver;
 pub mod elementwise;
 pub mod fusion_loss;
 pub mod gate;
+pub mod gpu;
 pub mod kernels;
 pub mod layer_norm;
 pub mod linear;
@@ -36,8 +37,8 @@ use crate::{DType, Error, Result, Tensor};
 ///
 /// # Errors
 /// When there is no such device, no driver, or this build has no kernels: the message says which, and what to do.
-pub fn open(ordinal: usize, _tf32: bool) -> Result<Arc<dyn Driver>> {
-    Err(Error::cuda(format!("cuda:{ordinal}"), "this build has no kernels"))
+pub fn open(ordinal: usize, tf32: bool) -> Result<Arc<dyn Driver>> {
+    gpu::Gpu::open(ordinal, tf32)
 }
 
 /// Lanes of a warp.

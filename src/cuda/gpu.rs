@@ -1,0 +1,728 @@
+//! A real CUDA device, by way of its driver library and cuBLASLt. Nothing else in this crate names `cudarc`.
+//!
+//! Both libraries are looked for when a device is asked for, so a program with kernels starts on a machine without
+//! them. `cudarc` panics where a library is missing; that is asked first.
+
+mod blas;
+
+use std::collections::{HashMap, HashSet};
+use std::ffi::{CStr, CString, c_void};
+use std::fmt;
+use std::ptr::null_mut;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use cudarc::cublaslt::sys as cublaslt;
+use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute, CUresult};
+
+use self::blas::Blas;
+use super::driver::{Driver, Graph, Launch, Product};
+use super::kernels;
+use crate::{Error, Result};
+
+/// What this machine has.
+pub struct Found {
+    /// The newest CUDA release that the driver knows, 13.0 as (13, 0).
+    pub driver: (u32, u32),
+    /// The devices, at the place of their ordinal.
+    pub devices: Vec<Info>,
+}
+
+/// A device.
+#[derive(Clone)]
+pub struct Info {
+    /// What its maker calls it.
+    pub name: String,
+    /// Compute capability, major and minor.
+    pub capability: (u32, u32),
+    /// All of its memory.
+    pub bytes: usize,
+}
+
+impl fmt::Display for Info {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, capability: (major, minor), bytes } = self;
+        write!(f, "{name}, sm_{major}{minor}, {:.1} GiB", *bytes as f64 / GIB)
+    }
+}
+
+/// Bytes in a GiB.
+const GIB: f64 = (1u64 << 30) as f64;
+
+/// Dynamic shared memory that a kernel may have without asking for it.
+const SHARED_UNASKED: u32 = 48 << 10;
+
+/// The most marks that can be compared: an older mark's event is used again.
+const MARKS: u64 = 1 << 16;
+
+/// Looks for CUDA devices.
+///
+/// # Errors
+/// When there is no driver, or it does not work.
+pub fn find() -> Result<Found> {
+    let what = "CUDA";
+    // SAFETY: this opens libraries by their names, and what they run when opened is the driver's own.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(Error::cuda(
+            what,
+            "there is no driver (libcuda) on this machine: install NVIDIA's driver",
+        ));
+    }
+    // SAFETY: nothing comes before it.
+    match unsafe { sys::cuInit(0) } {
+        CUresult::CUDA_SUCCESS => {}
+        // Found, and the driver works as far as it can without one.
+        CUresult::CUDA_ERROR_NO_DEVICE => {
+            return Ok(Found { driver: driver_version()?, devices: Vec::new() });
+        }
+        CUresult::CUDA_ERROR_STUB_LIBRARY => {
+            return Err(Error::cuda(
+                what,
+                "the driver library that was found is a stub for linking: install NVIDIA's driver",
+            ));
+        }
+        status => return Err(Error::cuda(what, format!("the driver does not start: {}", Failure(status)))),
+    }
+    let mut count = 0;
+    // SAFETY: the driver was started; the number is valid while it is written.
+    check(unsafe { sys::cuDeviceGetCount(&mut count) }, "counting devices")?;
+    let devices = (0..count).map(info).collect::<Result<_>>()?;
+    Ok(Found { driver: driver_version()?, devices })
+}
+
+fn driver_version() -> Result<(u32, u32)> {
+    let mut version = 0;
+    // SAFETY: the number is valid while it is written.
+    check(unsafe { sys::cuDriverGetVersion(&mut version) }, "the driver's version")?;
+    Ok((version as u32 / 1000, version as u32 % 1000 / 10))
+}
+
+/// A device that exists.
+fn info(ordinal: i32) -> Result<Info> {
+    let what = format!("cuda:{ordinal}");
+    let (mut device, mut bytes, mut name) = (0, 0, [0; 256]);
+    // SAFETY: the driver was started; everything is valid while it is written, and the name ends with a zero.
+    let name = unsafe {
+        check(sys::cuDeviceGet(&mut device, ordinal), &what)?;
+        check(sys::cuDeviceTotalMem_v2(&mut bytes, device), &what)?;
+        check(sys::cuDeviceGetName(name.as_mut_ptr(), name.len() as i32, device), &what)?;
+        CStr::from_ptr(name.as_ptr()).to_string_lossy().into_owned()
+    };
+    let major = attribute(device, Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+    let minor = attribute(device, Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+    Ok(Info { name, capability: (major, minor), bytes })
+}
+
+fn attribute(device: sys::CUdevice, attribute: Attribute) -> Result<u32> {
+    let mut value = 0;
+    // SAFETY: the number is valid while it is written; a wrong device is an error.
+    check(unsafe { sys::cuDeviceGetAttribute(&mut value, attribute, device) }, "a device's attribute")?;
+    Ok(value as u32)
+}
+
+/// An error of the driver in words: its name, its text, and what it means for the caller.
+struct Failure(CUresult);
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use CUresult::*;
+        let (mut name, mut text) = (std::ptr::null(), std::ptr::null());
+        // SAFETY: both pointers are valid while they are written.
+        let known = unsafe {
+            sys::cuGetErrorName(self.0, &mut name) == CUDA_SUCCESS
+                && sys::cuGetErrorString(self.0, &mut text) == CUDA_SUCCESS
+        };
+        if known && !name.is_null() && !text.is_null() {
+            // SAFETY: the driver gave two strings that live as long as it is loaded, which is forever.
+            let (name, text) = unsafe { (CStr::from_ptr(name), CStr::from_ptr(text)) };
+            write!(f, "{} ({})", name.to_string_lossy(), text.to_string_lossy())?;
+        } else {
+            write!(f, "{:?}", self.0)?;
+        }
+        match self.0 {
+            // These end the context, whatever call they come back from.
+            CUDA_ERROR_ILLEGAL_ADDRESS
+            | CUDA_ERROR_LAUNCH_TIMEOUT
+            | CUDA_ERROR_ASSERT
+            | CUDA_ERROR_HARDWARE_STACK_ERROR
+            | CUDA_ERROR_ILLEGAL_INSTRUCTION
+            | CUDA_ERROR_MISALIGNED_ADDRESS
+            | CUDA_ERROR_INVALID_ADDRESS_SPACE
+            | CUDA_ERROR_INVALID_PC
+            | CUDA_ERROR_LAUNCH_FAILED
+            | CUDA_ERROR_ECC_UNCORRECTABLE => {
+                f.write_str(", met by work queued earlier: CUDA_LAUNCH_BLOCKING=1 shows by which")
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn check(status: CUresult, what: impl fmt::Display) -> Result<()> {
+    match status {
+        CUresult::CUDA_SUCCESS => Ok(()),
+        status => Err(Error::cuda(what, Failure(status))),
+    }
+}
+
+/// A poisoned lock holds what it held: nothing here is left half done by a panic.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A CUDA device with a queue of its own.
+pub struct Gpu(Arc<Inner>);
+
+/// What the device and the graphs recorded on it share.
+struct Inner {
+    ordinal: usize,
+    info: Info,
+    device: sys::CUdevice,
+    context: sys::CUcontext,
+    pool: sys::CUmemoryPool,
+    /// The queue.
+    stream: sys::CUstream,
+    /// For memory that is needed while the queue is being recorded.
+    aside: sys::CUstream,
+    modules: Vec<sys::CUmodule>,
+    functions: HashMap<&'static str, Function>,
+    /// The most shared memory of a block.
+    most_shared: u32,
+    blas: Mutex<Option<Blas>>,
+    recording: Mutex<Option<Recording>>,
+    marks: Mutex<Marks>,
+}
+
+// SAFETY: the driver's handles may be used by any thread whose current context is theirs, and every call begins by
+// making it so. What changes is behind locks.
+unsafe impl Send for Inner {}
+// SAFETY: as above.
+unsafe impl Sync for Inner {}
+
+struct Function {
+    handle: sys::CUfunction,
+    /// The dynamic shared memory that it may have so far.
+    shared: Mutex<u32>,
+}
+
+/// Memory while the queue is being recorded. What a recorded launch touches must stay, so nothing goes back to the
+/// driver; what was reserved in the recording may serve it again, because a graph keeps the order of the queue.
+#[derive(Default)]
+struct Recording {
+    reserved: HashSet<u64>,
+    spare: HashMap<usize, Vec<u64>>,
+    /// Freed here, but older than the recording.
+    older: Vec<u64>,
+}
+
+impl Recording {
+    fn freed(self) -> Vec<u64> {
+        self.spare.into_values().flatten().chain(self.older).collect()
+    }
+}
+
+/// Events, and how many marks were made: mark number n is event n modulo [`MARKS`].
+#[derive(Default)]
+struct Marks {
+    events: Vec<sys::CUevent>,
+    count: u64,
+}
+
+impl Gpu {
+    /// Opens a device; with `tf32`, products of float32 round their factors.
+    ///
+    /// # Errors
+    /// When the driver, the device, its kernels or cuBLASLt are missing, or the device refuses.
+    pub fn open(ordinal: usize, tf32: bool) -> Result<Arc<dyn Driver>> {
+        let what = format!("cuda:{ordinal}");
+        let found = find().map_err(|e| match e {
+            Error::Cuda { why, .. } => Error::cuda(&what, why),
+            other => other,
+        })?;
+        let info = match (found.devices.len(), found.devices.get(ordinal)) {
+            (_, Some(info)) => info.clone(),
+            (0, _) => return Err(Error::cuda(what, "the driver finds no device")),
+            (n, _) => return Err(Error::cuda(what, format!("the devices are cuda:0 to cuda:{}", n - 1))),
+        };
+        kernels::fit(info.capability).map_err(|why| Error::cuda(&what, why))?;
+        // SAFETY: this opens a library by its names, and what it runs when opened is its own.
+        if !unsafe { cublaslt::is_culib_present() } {
+            let why =
+                "libcublasLt is not found: install cuBLAS 12 or 13, and add its folder to LD_LIBRARY_PATH";
+            return Err(Error::cuda(what, why));
+        }
+        let mut inner = Inner {
+            ordinal,
+            info,
+            device: 0,
+            context: null_mut(),
+            pool: null_mut(),
+            stream: null_mut(),
+            aside: null_mut(),
+            modules: Vec::new(),
+            functions: HashMap::new(),
+            most_shared: 0,
+            blas: Mutex::new(None),
+            recording: Mutex::new(None),
+            marks: Mutex::default(),
+        };
+        // From here on an error drops `inner`, which gives back what it has got so far.
+        inner.create(&what)?;
+        inner.load(&what, found.driver)?;
+        let workspace = if inner.info.capability.0 == 9 { 64 << 20 } else { 32 << 20 };
+        let address = inner.reserve(workspace, inner.stream)?;
+        let blas = Blas::new(address, workspace, tf32).inspect_err(|_| inner.release(address))?;
+        *lock(&inner.blas) = Some(blas);
+        Ok(Arc::new(Self(Arc::new(inner))))
+    }
+}
+
+impl Inner {
+    /// Context, queues, pool.
+    fn create(&mut self, what: &str) -> Result<()> {
+        // SAFETY: the driver was started; each handle is written by the call that makes it, and given back in `drop`.
+        unsafe {
+            check(sys::cuDeviceGet(&mut self.device, self.ordinal as i32), what)?;
+            check(sys::cuDevicePrimaryCtxRetain(&mut self.context, self.device), what)?;
+            self.enter()?;
+            if attribute(self.device, Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED)? == 0 {
+                return Err(Error::cuda(what, "the device or its driver has no memory pools"));
+            }
+            let flags = sys::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as u32;
+            check(sys::cuStreamCreate(&mut self.stream, flags), what)?;
+            check(sys::cuStreamCreate(&mut self.aside, flags), what)?;
+            check(sys::cuDeviceGetDefaultMemPool(&mut self.pool, self.device), what)?;
+            // What is freed stays in the pool for the next request: the pool is this program's arena.
+            let mut keep = u64::MAX;
+            let threshold = sys::CUmemPool_attribute_enum::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+            check(sys::cuMemPoolSetAttribute(self.pool, threshold, (&raw mut keep).cast()), what)?;
+        }
+        self.most_shared =
+            attribute(self.device, Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
+        Ok(())
+    }
+
+    /// Kernels: all of them now, because loading one while the queue is being recorded would end the recording.
+    fn load(&mut self, what: &str, driver: (u32, u32)) -> Result<()> {
+        for &(file, image, names) in kernels::KERNELS.iter().filter(|(_, _, names)| !names.is_empty()) {
+            let mut module = null_mut();
+            // SAFETY: the context is current, and the image is a fat binary that nvcc made.
+            match unsafe { sys::cuModuleLoadData(&mut module, image.as_ptr().cast()) } {
+                CUresult::CUDA_SUCCESS => self.modules.push(module),
+                status => {
+                    let why = format!(
+                        "the kernels of {file}.cu do not load: {}; {}, and the driver knows CUDA {}.{}: a newer driver may \
+                         help, or a build for this device (AMDANET_CUDA_ARCHS)",
+                        Failure(status),
+                        kernels::summary(),
+                        driver.0,
+                        driver.1
+                    );
+                    return Err(Error::cuda(what, why));
+                }
+            }
+            for &name in names {
+                let mut handle = null_mut();
+                let c_name = CString::new(name).map_err(|e| Error::cuda(name, e))?;
+                // SAFETY: the module was loaded above, and the name ends with a zero.
+                check(unsafe { sys::cuModuleGetFunction(&mut handle, module, c_name.as_ptr()) }, name)?;
+                self.functions.insert(name, Function { handle, shared: Mutex::new(SHARED_UNASKED) });
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the context this thread's own: every call to the driver below needs that.
+    fn enter(&self) -> Result<()> {
+        // SAFETY: the context lives until `drop`.
+        check(unsafe { sys::cuCtxSetCurrent(self.context) }, "entering the context")
+    }
+
+    fn reserve(&self, bytes: usize, stream: sys::CUstream) -> Result<u64> {
+        let mut address = 0;
+        // SAFETY: the context is current, the stream is one of ours, the address is valid while it is written.
+        let mut reserve = || unsafe { sys::cuMemAllocAsync(&mut address, bytes.max(1), stream) };
+        let mut status = reserve();
+        if status == CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+            // Memory of finished work may be held in pieces: give back what waits in the pool, and ask once more.
+            // SAFETY: as above.
+            let trimmed = unsafe {
+                sys::cuStreamSynchronize(stream) == CUresult::CUDA_SUCCESS
+                    && sys::cuMemPoolTrimTo(self.pool, 0) == CUresult::CUDA_SUCCESS
+            };
+            if trimmed {
+                status = reserve();
+            }
+        }
+        match status {
+            CUresult::CUDA_SUCCESS => Ok(address),
+            CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+                let (mut free, mut total) = (0, 0);
+                // SAFETY: the context is current, both numbers are valid while they are written.
+                let known = unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) } == CUresult::CUDA_SUCCESS;
+                let (free, total) = (free as f64 / GIB, total as f64 / GIB);
+                let left =
+                    if known { format!(": {free:.2} of {total:.1} GiB are free") } else { String::new() };
+                Err(Error::cuda(Allocation(bytes), format!("{}{left}", Failure(status))))
+            }
+            status => Err(Error::cuda(Allocation(bytes), Failure(status))),
+        }
+    }
+
+    /// Does something that the driver forbids a thread that records, though it is no part of the recording: reserving
+    /// memory, loading kernels.
+    fn unrecorded<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let mut mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_RELAXED;
+        // SAFETY: the mode is this thread's own; the exchange writes the former one, which is put back below.
+        check(unsafe { sys::cuThreadExchangeStreamCaptureMode(&mut mode) }, "pausing a recording")?;
+        let done = work();
+        // SAFETY: as above.
+        check(unsafe { sys::cuThreadExchangeStreamCaptureMode(&mut mode) }, "going on with a recording")?;
+        done
+    }
+
+    /// Reserves memory while the queue is being recorded: from the other queue, and ready when this returns.
+    fn reserve_aside(&self, bytes: usize) -> Result<u64> {
+        self.unrecorded(|| {
+            let address = self.reserve(bytes, self.aside)?;
+            // SAFETY: the stream is ours.
+            check(unsafe { sys::cuStreamSynchronize(self.aside) }, Allocation(bytes))?;
+            Ok(address)
+        })
+    }
+
+    /// Gives memory back in the order of the queue. There is nobody to tell of an error; the next call meets it too.
+    fn release(&self, address: u64) {
+        // SAFETY: the address came from `reserve`, and its owner gave it up.
+        let _ = unsafe { sys::cuMemFreeAsync(address, self.stream) };
+    }
+
+    /// An error if the queue is being recorded: `what` cannot be.
+    fn not_recording(&self, what: &str) -> Result<()> {
+        match *lock(&self.recording) {
+            Some(_) => Err(Error::cuda(what, "cannot be done while launches are being recorded")),
+            None => Ok(()),
+        }
+    }
+
+    fn synchronise(&self, what: impl fmt::Display) -> Result<()> {
+        // SAFETY: the stream is ours.
+        check(unsafe { sys::cuStreamSynchronize(self.stream) }, what)
+    }
+
+    /// Lets a function have `bytes` of dynamic shared memory.
+    fn allow_shared(&self, function: &Function, launch: &Launch) -> Result<()> {
+        let bytes = launch.shared;
+        if bytes <= SHARED_UNASKED {
+            return Ok(());
+        }
+        if bytes > self.most_shared {
+            let why = format!("the device has {} bytes of shared memory for a block", self.most_shared);
+            return Err(Error::cuda(launch, why));
+        }
+        let mut allowed = lock(&function.shared);
+        if bytes > *allowed {
+            let most = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: the function is of a module that lives until `drop`.
+            check(unsafe { sys::cuFuncSetAttribute(function.handle, most, bytes as i32) }, launch)?;
+            *allowed = bytes;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // SAFETY: each handle was made by this value and is given back once, what uses others first; null handles
+        // were not reached. Errors have nobody to go to.
+        unsafe {
+            if self.context.is_null() {
+                return;
+            }
+            let _ = self.enter();
+            if lock(&self.recording).take().is_some() {
+                let mut graph = null_mut();
+                if sys::cuStreamEndCapture(self.stream, &mut graph) == CUresult::CUDA_SUCCESS
+                    && !graph.is_null()
+                {
+                    let _ = sys::cuGraphDestroy(graph);
+                }
+            }
+            if !self.stream.is_null() {
+                let blas = lock(&self.blas).take();
+                if let Some(blas) = &blas {
+                    self.release(blas.workspace());
+                }
+                let _ = sys::cuStreamSynchronize(self.stream);
+                drop(blas);
+                let _ = sys::cuStreamDestroy_v2(self.stream);
+            }
+            if !self.aside.is_null() {
+                let _ = sys::cuStreamDestroy_v2(self.aside);
+            }
+            for event in std::mem::take(&mut lock(&self.marks).events) {
+                let _ = sys::cuEventDestroy_v2(event);
+            }
+            for &module in &self.modules {
+                let _ = sys::cuModuleUnload(module);
+            }
+            let _ = sys::cuDevicePrimaryCtxRelease_v2(self.device);
+        }
+    }
+}
+
+/// An allocation in an error message.
+struct Allocation(usize);
+
+impl fmt::Display for Allocation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "allocation of {} bytes", self.0)
+    }
+}
+
+impl Driver for Gpu {
+    fn name(&self) -> String {
+        format!("cuda:{}, {}", self.0.ordinal, self.0.info)
+    }
+
+    fn capability(&self) -> (u32, u32) {
+        self.0.info.capability
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<u64> {
+        self.0.enter()?;
+        let mut recording = lock(&self.0.recording);
+        let Some(recording) = &mut *recording else { return self.0.reserve(bytes, self.0.stream) };
+        if let Some(address) = recording.spare.get_mut(&bytes).and_then(Vec::pop) {
+            return Ok(address);
+        }
+        let address = self.0.reserve_aside(bytes)?;
+        recording.reserved.insert(address);
+        Ok(address)
+    }
+
+    fn free(&self, address: u64, bytes: usize) {
+        if self.0.enter().is_err() {
+            return;
+        }
+        match &mut *lock(&self.0.recording) {
+            Some(recording) if recording.reserved.contains(&address) => {
+                recording.spare.entry(bytes).or_default().push(address);
+            }
+            Some(recording) => recording.older.push(address),
+            None => self.0.release(address),
+        }
+    }
+
+    unsafe fn upload(&self, data: &[u8], to: u64) -> Result<()> {
+        let what = format!("upload of {} bytes", data.len());
+        self.0.enter()?;
+        self.0.not_recording(&what)?;
+        if data.is_empty() {
+            return Ok(());
+        }
+        // SAFETY: the caller vouches for the destination. The source is memory of the process that is not pinned: the
+        // driver has taken a copy of it when the call returns.
+        check(unsafe { sys::cuMemcpyHtoDAsync_v2(to, data.as_ptr().cast(), data.len(), self.0.stream) }, what)
+    }
+
+    unsafe fn download(&self, from: u64, data: &mut [u8]) -> Result<()> {
+        let what = format!("download of {} bytes", data.len());
+        self.0.enter()?;
+        self.0.not_recording(&what)?;
+        if data.is_empty() {
+            return self.0.synchronise(what);
+        }
+        // SAFETY: the caller vouches for the source; the destination is valid until this call has waited for it.
+        let status = unsafe {
+            sys::cuMemcpyDtoHAsync_v2(data.as_mut_ptr().cast::<c_void>(), from, data.len(), self.0.stream)
+        };
+        // Also after an error, because part of the copy may be under way.
+        let waited = self.0.synchronise(&what);
+        check(status, &what)?;
+        waited
+    }
+
+    unsafe fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.0.enter()?;
+        // SAFETY: the caller vouches for both ranges.
+        let status = unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, bytes, self.0.stream) };
+        check(status, format_args!("copy of {bytes} bytes"))
+    }
+
+    unsafe fn fill(&self, to: u64, byte: u8, bytes: usize) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.0.enter()?;
+        // SAFETY: the caller vouches for the range.
+        let status = unsafe { sys::cuMemsetD8Async(to, byte, bytes, self.0.stream) };
+        check(status, format_args!("fill of {bytes} bytes"))
+    }
+
+    unsafe fn launch(&self, launch: &Launch) -> Result<()> {
+        let function = self.0.functions.get(launch.kernel);
+        let function =
+            function.ok_or_else(|| Error::cuda(launch, "this build has no kernel of that name"))?;
+        self.0.enter()?;
+        self.0.allow_shared(function, launch)?;
+        // The driver reads as many bytes of each as the parameter has, the low ones first.
+        let mut bits: Vec<u64> = launch.args.iter().map(|arg| arg.bits()).collect();
+        let mut pointers: Vec<*mut c_void> = bits.iter_mut().map(|bits| (&raw mut *bits).cast()).collect();
+        let ([gx, gy, gz], [bx, by, bz]) = (launch.grid, launch.block);
+        // SAFETY: the caller vouches for number and kind of the arguments and for what the kernel touches; the
+        // arguments are copied before the call returns.
+        let status = unsafe {
+            sys::cuLaunchKernel(
+                function.handle,
+                gx,
+                gy,
+                gz,
+                bx,
+                by,
+                bz,
+                launch.shared,
+                self.0.stream,
+                pointers.as_mut_ptr(),
+                null_mut(),
+            )
+        };
+        check(status, launch)
+    }
+
+    unsafe fn product(&self, product: &Product) -> Result<()> {
+        self.0.enter()?;
+        let run = || match &mut *lock(&self.0.blas) {
+            // SAFETY: the caller vouches for the matrices, and the queue is the one whose order they follow.
+            Some(blas) => unsafe { blas.run(product, self.0.stream.cast()) },
+            None => Err(Error::cuda(product, "cuBLASLt is closed")),
+        };
+        let recording = lock(&self.0.recording).is_some();
+        // cuBLASLt may load the kernel of a product that it has not met.
+        if recording { self.0.unrecorded(run) } else { run() }
+    }
+
+    fn synchronise(&self) -> Result<()> {
+        self.0.enter()?;
+        self.0.not_recording("waiting for the device")?;
+        self.0.synchronise("waiting for the device")
+    }
+
+    fn mark(&self) -> Result<u64> {
+        let what = "marking a time";
+        self.0.enter()?;
+        self.0.not_recording(what)?;
+        let mut marks = lock(&self.0.marks);
+        let mark = marks.count;
+        if mark < MARKS {
+            let mut event = null_mut();
+            // SAFETY: the context is current, the handle is valid while it is written.
+            check(unsafe { sys::cuEventCreate(&mut event, 0) }, what)?;
+            marks.events.push(event);
+        }
+        // SAFETY: event and stream are ours.
+        check(unsafe { sys::cuEventRecord(marks.events[(mark % MARKS) as usize], self.0.stream) }, what)?;
+        marks.count += 1;
+        Ok(mark)
+    }
+
+    fn between(&self, start: u64, end: u64) -> Result<f32> {
+        let what = "the time between two marks";
+        // The function that tells it has another name in older drivers.
+        if driver_version()? < (12, 8) {
+            return Err(Error::cuda(what, "needs a driver for CUDA 12.8 or later"));
+        }
+        self.0.enter()?;
+        self.0.not_recording(what)?;
+        let marks = lock(&self.0.marks);
+        let kept = marks.count.saturating_sub(MARKS)..marks.count;
+        if !kept.contains(&start) || !kept.contains(&end) {
+            return Err(Error::cuda(what, format!("only the last {MARKS} marks are kept")));
+        }
+        let event = |mark: u64| marks.events[(mark % MARKS) as usize];
+        let mut milliseconds = 0.0;
+        // SAFETY: both events are ours and were recorded; the number is valid while it is written.
+        unsafe {
+            check(sys::cuEventSynchronize(event(start)), what)?;
+            check(sys::cuEventSynchronize(event(end)), what)?;
+            check(sys::cuEventElapsedTime_v2(&mut milliseconds, event(start), event(end)), what)?;
+        }
+        Ok(milliseconds)
+    }
+
+    fn begin_capture(&self) -> Result<()> {
+        let what = "recording launches";
+        self.0.enter()?;
+        let mut recording = lock(&self.0.recording);
+        if recording.is_some() {
+            return Err(Error::cuda(what, "they are being recorded already"));
+        }
+        let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: the stream is ours.
+        check(unsafe { sys::cuStreamBeginCapture_v2(self.0.stream, mode) }, what)?;
+        *recording = Some(Recording::default());
+        Ok(())
+    }
+
+    fn end_capture(&self) -> Result<Box<dyn Graph>> {
+        let what = "recording launches";
+        self.0.enter()?;
+        let recording = lock(&self.0.recording).take();
+        let recording = recording.ok_or_else(|| Error::cuda(what, "it was not begun"))?;
+        // Dropping this, after an error too, gives back what was freed meanwhile.
+        let mut recorded =
+            Recorded { inner: self.0.clone(), executable: null_mut(), memory: recording.freed() };
+        let mut graph = null_mut();
+        // SAFETY: the stream is ours, and being recorded since `begin_capture`; the handles are valid while they are
+        // written, and the graph is not used after it has become an executable one.
+        unsafe {
+            check(sys::cuStreamEndCapture(self.0.stream, &mut graph), what)?;
+            if graph.is_null() {
+                return Err(Error::cuda(what, "nothing came of it"));
+            }
+            let status = sys::cuGraphInstantiateWithFlags(&mut recorded.executable, graph, 0);
+            let _ = sys::cuGraphDestroy(graph);
+            check(status, what)?;
+        }
+        Ok(Box::new(recorded))
+    }
+}
+
+/// Recorded launches with the memory that was freed while they were recorded: they still use it.
+struct Recorded {
+    inner: Arc<Inner>,
+    executable: sys::CUgraphExec,
+    memory: Vec<u64>,
+}
+
+// SAFETY: as for `Inner`; only one thread at a time has this value.
+unsafe impl Send for Recorded {}
+
+impl Graph for Recorded {
+    unsafe fn launch(&self) -> Result<()> {
+        self.inner.enter()?;
+        // SAFETY: the caller vouches for the memory that the launches touch; what was freed meanwhile is kept here.
+        check(unsafe { sys::cuGraphLaunch(self.executable, self.inner.stream) }, "recorded launches")
+    }
+}
+
+impl Drop for Recorded {
+    fn drop(&mut self) {
+        if self.inner.enter().is_err() {
+            return;
+        }
+        // Only after its last launch: `release` follows the order of the queue, and the driver keeps an executable
+        // graph until it is through.
+        if !self.executable.is_null() {
+            // SAFETY: it was made by `end_capture` and is given back once.
+            let _ = unsafe { sys::cuGraphExecDestroy(self.executable) };
+        }
+        // If another recording is under way, what is given back now belongs to that one.
+        match &mut *lock(&self.inner.recording) {
+            Some(recording) => recording.older.append(&mut self.memory),
+            None => self.memory.drain(..).for_each(|address| self.inner.release(address)),
+        }
+    }
+}
