@@ -36,7 +36,7 @@ impl Devices {
             }
             Err(e) => say(e),
         }
-        say(format!("CUDA kernels: {}", kernels::summary()));
+        say(format!("this build has {}", kernels::summary()));
         Ok(())
     }
 

@@ -309,13 +309,10 @@ impl Inner {
             match unsafe { sys::cuModuleLoadData(&mut module, image.as_ptr().cast()) } {
                 CUresult::CUDA_SUCCESS => self.modules.push(module),
                 status => {
+                    let (failure, build, (major, minor)) = (Failure(status), kernels::summary(), driver);
                     let why = format!(
-                        "the kernels of {file}.cu do not load: {}; {}, and the driver knows CUDA {}.{}: a newer driver may \
-                         help, or a build for this device (AMDANET_CUDA_ARCHS)",
-                        Failure(status),
-                        kernels::summary(),
-                        driver.0,
-                        driver.1
+                        "the kernels of {file}.cu do not load: {failure}; this build has {build}, and the driver is for \
+                         CUDA {major}.{minor}: install a newer driver, or build for this device (AMDANET_CUDA_ARCHS)"
                     );
                     return Err(Error::cuda(what, why));
                 }

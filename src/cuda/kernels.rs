@@ -13,9 +13,9 @@ include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 /// When it can run nothing of this build; the text says why and what to do.
 pub fn fit(capability: (u32, u32)) -> Result<String, String> {
     fit_of(ARCHS, capability).ok_or_else(|| match capability {
-        _ if NVCC.is_empty() => summary(),
+        _ if NVCC.is_empty() => format!("this build has {}", summary()),
         (8.., _) => format!(
-            "{}, and the device is sm_{}{}: build again with AMDANET_CUDA_ARCHS={}{}",
+            "this build has {}, and the device is sm_{}{}: build again with AMDANET_CUDA_ARCHS={}{}",
             summary(),
             capability.0,
             capability.1,
@@ -26,15 +26,13 @@ pub fn fit(capability: (u32, u32)) -> Result<String, String> {
     })
 }
 
-/// What this build carries, in words.
+/// What this build has, in words.
 pub fn summary() -> String {
     match ARCHS {
-        [] => {
-            "this build has none, because it was made without nvcc: run scripts/nvcc, then build again".into()
-        }
+        [] => "no kernels, because it was made without nvcc: run scripts/nvcc, then build again".into(),
         [oldest, ..] => {
             let archs: Vec<String> = ARCHS.iter().map(|arch| format!("sm_{arch}")).collect();
-            format!("this build has those for {} and PTX of sm_{oldest}, by nvcc {NVCC}", archs.join(", "))
+            format!("kernels for {} and PTX of sm_{oldest}, by nvcc {NVCC}", archs.join(", "))
         }
     }
 }
