@@ -240,7 +240,13 @@ impl Gpu {
         })?;
         let info = match (found.devices.len(), found.devices.get(ordinal)) {
             (_, Some(info)) => info.clone(),
-            (0, _) => return Err(Error::cuda(what, "the driver finds no device")),
+            (0, _) => {
+                return Err(Error::cuda(
+                    what,
+                    "the driver finds no device: nvidia-smi and CUDA_VISIBLE_DEVICES may tell why",
+                ));
+            }
+            (1, _) => return Err(Error::cuda(what, "the only device is cuda:0")),
             (n, _) => return Err(Error::cuda(what, format!("the devices are cuda:0 to cuda:{}", n - 1))),
         };
         kernels::fit(info.capability).map_err(|why| Error::cuda(&what, why))?;
@@ -311,8 +317,8 @@ impl Inner {
                 status => {
                     let (failure, build, (major, minor)) = (Failure(status), kernels::summary(), driver);
                     let why = format!(
-                        "the kernels of {file}.cu do not load: {failure}; this build has {build}, and the driver is for \
-                         CUDA {major}.{minor}: install a newer driver, or build for this device (AMDANET_CUDA_ARCHS)"
+                        "the kernels of {file}.cu do not load: {failure}; this build has {build}, and the driver is \
+                         for CUDA {major}.{minor}: install a newer driver, or build for this device (AMDANET_CUDA_ARCHS)"
                     );
                     return Err(Error::cuda(what, why));
                 }
