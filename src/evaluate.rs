@@ -6,7 +6,7 @@ use crate::data::{ClassSet, Dataset, Example, Sample, batch, to_bytes};
 use crate::metrics::{AveragePrecision, Confusion, FusionMean, Scores, fusion_metrics};
 use crate::model::{Amdanet, SMALLEST_SIDE};
 use crate::nn::Pass;
-use crate::{Error, Result, Tensor, cpu, ops};
+use crate::{DType, Device, Error, Result, Tensor, cpu, ops};
 
 /// A modality that is replaced by black, to see what the network makes of the other alone.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
@@ -35,8 +35,10 @@ pub fn predict(model: &Amdanet, visible: &Tensor, infrared: &Tensor) -> Result<P
     cpu::on_pool(|| {
         let mut pass = Pass::eval(&model.params);
         let output = model.forward(&mut pass, visible, infrared)?;
-        let labels = ops::argmax(&mut pass.tape, &output.logits)?.as_slice::<u8>().to_vec();
-        Ok(Prediction { labels, fused: to_bytes(output.image.value().f32()), logits: output.logits })
+        let labels = ops::argmax(&mut pass.tape, &output.logits)?.to(&Device::Cpu)?;
+        let image = output.image.value().cast(DType::F32)?.to(&Device::Cpu)?;
+        let (labels, fused) = (labels.as_slice::<u8>().to_vec(), to_bytes(image.f32()));
+        Ok(Prediction { labels, fused, logits: output.logits })
     })
 }
 
@@ -80,7 +82,8 @@ pub fn evaluate(
         }
         let predicted = predict(model, &input.visible, &input.infrared)?;
         confusion.add(&sample.labels.ids, &predicted.labels)?;
-        let probabilities = ops::probabilities(&mut crate::Tape::off(), &predicted.logits)?;
+        let probabilities =
+            ops::probabilities(&mut crate::Tape::off(), &predicted.logits)?.to(&Device::Cpu)?;
         precision.add(probabilities.f32(), &sample.labels.ids)?;
         let (visible, infrared) = (sample.visible.to_rgb8(), sample.infrared.to_rgb8());
         let infrared: Vec<u8> = infrared.as_chunks::<3>().0.iter().map(|rgb| rgb[0]).collect();

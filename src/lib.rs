@@ -11,6 +11,7 @@ pub mod cuda;
 pub mod data;
 mod error;
 pub mod evaluate;
+pub mod files;
 pub mod metrics;
 pub mod model;
 pub mod nn;
@@ -23,7 +24,7 @@ pub mod verify;
 
 pub use error::{Error, Result};
 pub use tape::{Tape, Var};
-pub use tensor::{DType, Device, Shape, Tensor};
+pub use tensor::{DType, Device, Precision, Shape, Tensor};
 
 /// The examples of the README, compiled with the documentation tests.
 #[cfg(doctest)]

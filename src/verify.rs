@@ -16,11 +16,12 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use crate::cpu::{self, adamw::AdamW};
+use crate::cpu;
+use crate::cpu::adamw::{AdamW, Scaling};
 use crate::model::{Amdanet, Arch, Encoder, Masking, ModelConfig, stack};
 use crate::nn::{Params, Pass};
 use crate::train::{LossWeights, Optimizer, Targets, losses};
-use crate::{DType, Error, Result, Shape, Tensor};
+use crate::{DType, Device, Error, Precision, Result, Shape, Tensor};
 
 /// The largest ‖x − reference‖ / ‖reference‖ of each group in float32.
 ///
@@ -39,6 +40,10 @@ pub mod tolerance {
     pub const CHANGE: f64 = 3e-2;
     /// Outputs after the steps.
     pub const AFTER: f64 = 1e-4;
+    /// Outputs computed in tf32 or f16, which have 10 bits of mantissa.
+    pub const HALF_OUTPUT: f64 = 1e-2;
+    /// Outputs computed in bf16, which has three bits less.
+    pub const BF16_OUTPUT: f64 = 8.0 * HALF_OUTPUT;
 }
 
 /// The worst error of a group of tensors.
@@ -238,29 +243,36 @@ impl Scene {
     }
 }
 
-/// Computes what the golden file `path` holds and compares.
+/// Computes what the golden file `path` holds on `device` and compares: everything in float32; in another precision,
+/// which must be that of the device, the outputs and features of the evaluation.
 ///
 /// # Errors
 /// When the file cannot be read or does not hold what a golden file holds. A wrong result is no error: see
 /// [`Report::holds`].
-pub fn verify(path: &Path) -> Result<Report> {
-    cpu::on_pool(|| verify_here(path))
+pub fn verify(path: &Path, device: &Device, precision: Precision) -> Result<Report> {
+    cpu::on_pool(|| verify_here(path, device, precision))
 }
 
-fn verify_here(path: &Path) -> Result<Report> {
+fn verify_here(path: &Path, device: &Device, precision: Precision) -> Result<Report> {
     let golden = Golden::read(path)?;
     let h = &golden.header;
     let nothing_random =
         ModelConfig { drop_path: 0.0, dropout: 0.0, ..ModelConfig::new(h.config, h.arch, h.classes) };
     let mut model = Amdanet::new(nothing_random)?;
     fill(&mut model.params, h.seed)?;
+    model.params.place(device, precision.dtype())?;
     let scene = Scene::of(h)?;
     let mut report = Report { groups: Vec::new() };
     let deep = !matches!(h.config, Encoder::Nano | Encoder::B0 | Encoder::B1);
-    let output = if deep { tolerance::DEEP_OUTPUT } else { tolerance::OUTPUT };
+    let output = match precision {
+        Precision::F32 if deep => tolerance::DEEP_OUTPUT,
+        Precision::F32 => tolerance::OUTPUT,
+        Precision::Tf32 | Precision::F16 => tolerance::HALF_OUTPUT,
+        Precision::Bf16 => tolerance::BF16_OUTPUT,
+    };
     outputs(path, &golden, &model, &scene, "eval", output, &mut report)?;
     features(path, &golden, &model, &scene, output, &mut report)?;
-    if let Some(steps) = h.steps {
+    if let Some(steps) = h.steps.filter(|_| precision == Precision::F32) {
         let before = model.params.clone();
         training(path, &golden, &mut model, &scene, steps, &mut report)?;
         changes(path, &golden, &model.params, &before, &mut report)?;
@@ -281,7 +293,7 @@ fn outputs(
 ) -> Result<()> {
     let out = model.forward(&mut Pass::eval(&model.params), &scene.visible, &scene.infrared)?;
     for (name, value) in [("logits", out.logits), ("image", out.image)] {
-        let ours = planes(value.value(), golden.header.stride.unwrap_or(1));
+        let ours = planes(&on_cpu(value.value())?, golden.header.stride.unwrap_or(1));
         let want = golden.get(path, &format!("{when}.{name}"), ours.len())?;
         let group = if when == "eval" { name.to_string() } else { format!("{name} after the steps") };
         report.add(group, tolerance, relative_error(&ours, want));
@@ -301,7 +313,7 @@ fn features(
     let features =
         model.features(&mut Pass::eval(&model.params), &stack(&scene.visible, &scene.infrared)?, None)?;
     let mut compare = |group: &str, name: String, value: &Tensor| -> Result<()> {
-        let ours = planes(value, 1);
+        let ours = planes(&on_cpu(value)?, 1);
         let error = match golden.tensors.get(&format!("{name}.norm")) {
             Some(_) => {
                 let want = f64::from(golden.get(path, &format!("{name}.norm"), 1)?[0]);
@@ -338,25 +350,31 @@ fn training(
     let mut optimizer = Optimizer::new(&model.params, rule, h.weight_decay.unwrap_or(0.01));
     for step in 0..steps {
         let choice = step % 2;
-        let masks = masks(&model.mask_shapes(h.batch, h.height, h.width, choice), h.seed + step as u64)?;
+        let mut masks = masks(&model.mask_shapes(h.batch, h.height, h.width, choice), h.seed + step as u64)?;
+        for mask in &mut masks {
+            *mask = mask.to(model.params.device())?;
+        }
         let mut pass = Pass::train(&model.params, 0);
         let masking = Masking { choice, masks };
         let out = model.forward_masked(&mut pass, &scene.visible, &scene.infrared, &masking)?;
+        let device = model.params.device();
         let Scene { visible, infrared, labels, valid } = scene;
+        let [visible, infrared, labels, valid] =
+            &[visible.to(device)?, infrared.to(device)?, labels.to(device)?, valid.to(device)?];
         let targets = Targets { visible, infrared, labels, valid };
         let losses = losses(&mut pass.tape, &out, &targets, h.arch, &LossWeights::new(h.arch))?;
         drop(out);
-        let total = ("total", losses.total.value().item());
-        for (name, value) in losses.terms.iter().chain([&total]) {
+        let (total, terms) = losses.values()?;
+        for (name, value) in terms.iter().chain([&("total", total)]) {
             let want = f64::from(golden.get(path, &format!("step{step}.loss.{name}"), 1)?[0]);
             let error = (f64::from(*value) - want).abs() / want.abs();
             report.add(format!("step {step} losses"), tolerance::OUTPUT, error);
         }
-        let taken = pass.backward(&losses.total)?;
+        let taken = pass.backward(&losses.total, 1.0)?;
         let limit = if step == 0 { tolerance::FIRST_GRADIENT } else { tolerance::LATER_GRADIENT };
         let gradient = |id: usize, shape: Shape| match &taken.gradients[id] {
-            Some(gradient) => gradient.clone(),
-            None => Tensor::zeros(shape),
+            Some(gradient) => on_cpu(gradient),
+            None => Ok(Tensor::zeros(shape)),
         };
         let group = format!("step {step} gradients");
         summaries(
@@ -367,19 +385,19 @@ fn training(
             gradient,
             report,
         )?;
-        optimizer.step(&mut model.params, taken, h.lr.unwrap_or(2e-5))?;
+        optimizer.step(&mut model.params, taken, h.lr.unwrap_or(2e-5), Scaling::default())?;
     }
     Ok(())
 }
 
 /// Compares what the steps did to the parameters.
 fn changes(path: &Path, golden: &Golden, after: &Params, before: &Params, report: &mut Report) -> Result<()> {
-    let before: Vec<Tensor> = before.iter().map(|(_, p)| p.value.clone()).collect();
-    let after_values: Vec<Tensor> = after.iter().map(|(_, p)| p.value.clone()).collect();
+    let values = |params: &Params| params.iter().map(|(_, p)| on_cpu(&p.value)).collect::<Result<Vec<_>>>();
+    let (before, after_values) = (values(before)?, values(after)?);
     let change = |id: usize, _| {
         let mut change = after_values[id].clone();
         change.f32_mut().iter_mut().zip(before[id].f32()).for_each(|(a, &b)| *a -= b);
-        change
+        Ok(change)
     };
     let group = ("after.delta.", "changes of parameters", tolerance::CHANGE);
     summaries(path, golden, after, group, change, report)
@@ -391,7 +409,7 @@ fn summaries(
     golden: &Golden,
     params: &Params,
     (prefix, group, tolerance): (&str, &str, f64),
-    tensor: impl Fn(usize, Shape) -> Tensor,
+    tensor: impl Fn(usize, Shape) -> Result<Tensor>,
     report: &mut Report,
 ) -> Result<()> {
     let trained =
@@ -402,7 +420,7 @@ fn summaries(
     }
     for (id, stream, name) in trained() {
         let param = params.get(id);
-        let value = param.export(&tensor(id.0, param.value.shape()), stream);
+        let value = param.export(&tensor(id.0, param.value.shape())?, stream);
         let want = golden.get(path, &format!("{prefix}{name}"), 2)?;
         let probe = hash(&format!("probe.{name}"), golden.header.seed);
         let dot: f64 = value
@@ -416,6 +434,11 @@ fn summaries(
         }
     }
     Ok(())
+}
+
+/// The numbers in float32, where they can be read.
+fn on_cpu(x: &Tensor) -> Result<Tensor> {
+    x.cast(DType::F32)?.to(&Device::Cpu)
 }
 
 /// The masks of a step: drawn in published order, where each modality is a tensor `(B, C, H, W)` of its own.

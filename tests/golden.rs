@@ -1,6 +1,10 @@
 //! The network against the golden files of the reference.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use amdanet::{Device, Precision};
+use emulator::{Emulator, Options};
 
 /// The files that come with the project, and those in the folder that `AMDANET_GOLDENS` names.
 fn files() -> Vec<PathBuf> {
@@ -14,18 +18,44 @@ fn files() -> Vec<PathBuf> {
         .filter(|path| path.extension().is_some_and(|e| e == "safetensors"))
         .collect();
     files.sort();
+    assert!(files.len() >= 2, "the project's own golden files are missing");
     files
 }
 
-#[test]
-fn every_golden_file_holds() {
-    let files = files();
-    assert!(files.len() >= 2, "the project's own golden files are missing");
-    for path in files {
-        let report = amdanet::verify::verify(&path).unwrap();
+/// A CUDA device that computes in `precision`: the emulator, or a real one where `AMDANET_TEST_DEVICE` is `cuda`.
+fn device(precision: Precision) -> Device {
+    let tf32 = precision == Precision::Tf32;
+    Device::Cuda(match std::env::var_os("AMDANET_TEST_DEVICE").is_some_and(|name| name == "cuda") {
+        true => amdanet::cuda::open(0, tf32).unwrap(),
+        false => Emulator::new(Options { tf32, ..Options::default() }) as Arc<_>,
+    })
+}
+
+fn holds(device: &Device, precision: Precision) {
+    for path in files() {
+        let start = std::time::Instant::now();
+        let report = amdanet::verify::verify(&path, device, precision).unwrap();
+        println!("{} in {precision:?} on {device:?}, {:.1?}", path.display(), start.elapsed());
         for group in &report.groups {
-            println!("{}: {} {:.2e} of {:.0e}", path.display(), group.name, group.error, group.tolerance);
+            println!("  {} {:.2e} of {:.0e}", group.name, group.error, group.tolerance);
         }
-        assert!(report.holds(), "{}: {:#?}", path.display(), report.groups);
+        assert!(report.holds(), "{} in {precision:?}: {:#?}", path.display(), report.groups);
+    }
+}
+
+#[test]
+fn every_file_holds() {
+    holds(&Device::Cpu, Precision::F32);
+}
+
+#[test]
+fn every_file_holds_on_a_device() {
+    holds(&device(Precision::F32), Precision::F32);
+}
+
+#[test]
+fn evaluations_hold_on_a_device_in_every_precision() {
+    for precision in [Precision::Tf32, Precision::F16, Precision::Bf16] {
+        holds(&device(precision), precision);
     }
 }

@@ -7,7 +7,7 @@ use amdanet::model::{Amdanet, Arch, Encoder, Masking, ModelConfig};
 use amdanet::nn::Pass;
 use amdanet::tensor::{live_bytes, peak_bytes, reset_peak_bytes};
 use amdanet::train::{LossWeights, Targets, losses};
-use amdanet::{Tensor, ops};
+use amdanet::{Device, Tensor, ops};
 
 const B: usize = 2;
 const H: usize = 64;
@@ -81,7 +81,11 @@ fn train(model: &Amdanet, pictures: &[Tensor; 2], labels: &Tensor, valid: &Tenso
     let rise = |bytes: usize| bytes.checked_sub(before).unwrap();
     reset_peak_bytes();
     let shapes = model.mask_shapes(B, H, W, 1);
-    let masks = shapes.into_iter().zip(0..).map(|(s, i)| ops::feature_mask(s, 0.85, 1, i)).collect();
+    let masks = shapes
+        .into_iter()
+        .zip(0..)
+        .map(|(s, i)| ops::feature_mask(&Device::Cpu, s, 0.85, 1, i).unwrap())
+        .collect();
     let masking = Masking { choice: 1, masks };
     let [visible, infrared] = pictures;
     let mut pass = Pass::train(&model.params, 1);
@@ -104,7 +108,7 @@ fn train(model: &Amdanet, pictures: &[Tensor; 2], labels: &Tensor, valid: &Tenso
     drop(leaf);
     let (forward, forward_peak) = (rise(live_bytes()), rise(peak_bytes()));
     reset_peak_bytes();
-    let step = pass.backward(&total).unwrap();
+    let step = pass.backward(&total, 1.0).unwrap();
     let (backward_peak, first_operation) = (rise(peak_bytes()), rise(seen.load(Relaxed)));
     drop(total);
     let gradients = rise(live_bytes());

@@ -3,7 +3,7 @@
 use amdanet::model::{Amdanet, Arch, Encoder, Masking, ModelConfig, Output};
 use amdanet::nn::Pass;
 use amdanet::train::{LossWeights, Targets, losses};
-use amdanet::{Tensor, ops, verify};
+use amdanet::{Device, Tensor, ops, verify};
 
 const SEED: u64 = 2025;
 const CLASSES: usize = 9;
@@ -121,13 +121,17 @@ fn both_choices_of_masking_train_at_an_odd_size() {
         let model = nano(arch);
         for choice in 0..2 {
             let shapes = model.mask_shapes(b, h, w, choice);
-            let masks = shapes.into_iter().zip(0..).map(|(s, i)| ops::feature_mask(s, 0.85, 1, i)).collect();
+            let masks = shapes
+                .into_iter()
+                .zip(0..)
+                .map(|(s, i)| ops::feature_mask(&Device::Cpu, s, 0.85, 1, i).unwrap())
+                .collect();
             let mut pass = Pass::train(&model.params, 3);
             let masking = Masking { choice, masks };
             let output = model.forward_masked(&mut pass, &visible, &infrared, &masking).unwrap();
             let targets = Targets { visible: &visible, infrared: &infrared, labels: &labels, valid: &valid };
             let losses = losses(&mut pass.tape, &output, &targets, arch, &LossWeights::new(arch)).unwrap();
-            let step = pass.backward(&losses.total).unwrap();
+            let step = pass.backward(&losses.total, 1.0).unwrap();
             let mut trained = 0;
             for ((_, param), gradient) in model.params.iter().zip(&step.gradients) {
                 let Some(gradient) = gradient else { continue };

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::{Array, Kind, Meta, State, detect, fit, kind, read, write};
 use crate::data::ClassSet;
 use crate::model::{Amdanet, ModelConfig};
-use crate::{Error, Result};
+use crate::{Device, Error, Result};
 
 /// A network from a checkpoint.
 pub struct Loaded {
@@ -55,7 +55,7 @@ pub fn save(path: &Path, model: &Amdanet, classes: &ClassSet) -> Result<()> {
         palette: classes.palette.clone(),
         ..Meta::new(model.config().clone())
     };
-    write(path, &state_of(model), &meta)
+    write(path, &state_of(model)?, &meta)
 }
 
 /// Reads a checkpoint of any known kind and writes it in this program's own format; returns a line on what it was.
@@ -142,11 +142,11 @@ fn fill(model: &mut Amdanet, path: &Path, state: &State, wanted: fn(&str) -> boo
 }
 
 /// All parameters under their published names.
-fn state_of(model: &Amdanet) -> State {
+fn state_of(model: &Amdanet) -> Result<State> {
     let array = |(id, stream, name): (_, _, &str)| {
         let param = model.params.get(id);
-        let data = param.export(&param.value, stream);
-        (name.to_string(), Array { shape: param.published_shape(), data })
+        let data = param.export(&param.value.to(&Device::Cpu)?, stream);
+        Ok((name.to_string(), Array { shape: param.published_shape(), data }))
     };
     model.params.published().map(array).collect()
 }

@@ -3,9 +3,8 @@
 //! metadata in the order of a hash map.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
-use std::fs::{self, File};
-use std::io::{BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::fs::File;
+use std::io::{BufReader, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
@@ -13,6 +12,7 @@ use serde::Serialize;
 
 use super::element::{self, Element};
 use super::{Array, Meta, State, names, shown};
+use crate::files::write_atomically;
 use crate::{Error, Result};
 
 /// That of b5 has 0.25 MB.
@@ -106,15 +106,7 @@ pub(super) fn write(path: &Path, state: &State, meta: &Meta) -> Result<()> {
     // Readers that map the file into memory rely on aligned data.
     header.resize(header.len().next_multiple_of(8), b' ');
 
-    let Some(name) = path.file_name() else {
-        return Err(Error::file(path, "cannot be written: this is not the name of a file"));
-    };
-    let mut temporary = OsString::from(".");
-    temporary.push(name);
-    temporary.push(format!(".{}.tmp", std::process::id()));
-    let temporary = path.with_file_name(temporary);
-    let write = || -> std::io::Result<()> {
-        let mut to = BufWriter::with_capacity(1 << 20, File::create(&temporary)?);
+    write_atomically(path, |to| {
         to.write_all(&(header.len() as u64).to_le_bytes())?;
         to.write_all(&header)?;
         for array in state.values() {
@@ -122,19 +114,6 @@ pub(super) fn write(path: &Path, state: &State, meta: &Meta) -> Result<()> {
                 to.write_all(&value.to_le_bytes())?;
             }
         }
-        to.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()?;
-        fs::rename(&temporary, path)?;
-        // The rename itself is on the disk only once the folder is. Windows has no such call.
-        #[cfg(unix)]
-        {
-            let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            File::open(folder)?.sync_all()?;
-        }
         Ok(())
-    };
-    write().map_err(|e| {
-        // The error that matters is the one at hand; a temporary file that was never made cannot be removed.
-        let _ = fs::remove_file(&temporary);
-        Error::io(path, "write")(e)
     })
 }

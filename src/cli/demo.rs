@@ -5,14 +5,14 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::progress::Progress;
-use super::train::{Run, fit};
+use super::train::{End, fit};
 use super::{Machine, say};
 use crate::data::{
     ClassSet, Dataset, Picture, Sample, Split, Tile, colorize, contact_sheet, synth, write_rgb,
 };
 use crate::evaluate::{Modality, Prediction, evaluate};
 use crate::model::{Amdanet, Arch, Encoder};
-use crate::train::{Config, Recipe};
+use crate::train::{Config, Recipe, Run, Trainer};
 use crate::{Error, Result};
 
 #[derive(Args)]
@@ -61,8 +61,12 @@ impl Demo {
         let mut model = Amdanet::new(config.model.clone())?;
         model.params.initialise(config.run.seed);
         say(format!("training nano ({} parameters) for {} steps", model.params.count(), self.steps));
-        let run = Run::create(&run, &config)?;
-        let model = fit(model, &config, &train, &classes, &run)?;
+        let mut run = Run::create(&run, &config, 1)?;
+        let trainer = Trainer::new(model, config.clone());
+        let End::Done(model) = fit(trainer, &config, &train, &classes, &mut run)? else {
+            say("stopped");
+            return Ok(());
+        };
         self.show(&model, &classes, &Dataset::open(&data, Split::Test)?)
     }
 

@@ -31,6 +31,15 @@ impl Progress {
         Self { bar, what: what.into(), total, done: 0, next_line: Instant::now() + INTERVAL }
     }
 
+    /// `n` units were done before.
+    pub fn skip(&mut self, n: usize) {
+        self.done += n;
+        if let Some(bar) = &self.bar {
+            bar.inc(n as u64);
+            bar.reset_eta();
+        }
+    }
+
     /// One unit more is done; `message` says how it goes.
     pub fn step(&mut self, message: impl std::fmt::Display) {
         self.done += 1;

@@ -1,8 +1,10 @@
 //! `amdanet train`
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
 
 use clap::Args;
@@ -12,7 +14,7 @@ use super::{Machine, Size, say};
 use crate::data::{ClassSet, Dataset, Split};
 use crate::evaluate::evaluate;
 use crate::model::{Amdanet, Arch, Encoder};
-use crate::train::{Config, Examples, Preset, Recipe, Trainer};
+use crate::train::{Config, Examples, Preset, Recipe, Run, Trainer};
 use crate::{Error, Result, checkpoint, config};
 
 #[derive(Args)]
@@ -59,6 +61,12 @@ pub struct Train {
     /// Checkpoint to start from: a whole network, or an encoder, which goes into both streams
     #[arg(long, value_name = "WEIGHTS")]
     init: Option<PathBuf>,
+    /// Go on with the run in --out, from its newest checkpoint, bit for bit as if it had never stopped
+    #[arg(long)]
+    resume: bool,
+    /// How many checkpoints are kept
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    keep: usize,
     /// The same seed gives the same run
     #[arg(long)]
     seed: Option<u64>,
@@ -78,13 +86,30 @@ impl Train {
         };
         let train = train.with_classes(classes.clone());
         let mut model = Amdanet::new(config.model.clone())?;
-        model.params.initialise(config.run.seed);
-        if let Some(path) = &self.init {
-            checkpoint::load_into(&mut model, path)?;
+        // A run that goes on has its weights in its checkpoint.
+        if !self.resume {
+            model.params.initialise(config.run.seed);
+            if let Some(path) = &self.init {
+                checkpoint::load_into(&mut model, path)?;
+            }
         }
-        let run = Run::create(&self.out, &config)?;
-        let model = fit(model, &config, &train, &classes, &run)?;
-        say(format!("weights in {}", run.last.display()));
+        let mut trainer = Trainer::new(model, config.clone());
+        let mut run = if self.resume {
+            let note = |line| drop(writeln!(std::io::stderr(), "{line}"));
+            let run = Run::resume(&self.out, &config, self.keep, &mut trainer, note)?;
+            say(format!("going on after step {}", trainer.steps()));
+            run
+        } else {
+            Run::create(&self.out, &config, self.keep)?
+        };
+        let model = match fit(trainer, &config, &train, &classes, &mut run)? {
+            End::Done(model) => model,
+            End::Stopped(steps) => {
+                say(format!("stopped after step {steps}, all saved: the same command with --resume goes on"));
+                return Ok(());
+            }
+        };
+        say(format!("weights in {}", run.last().display()));
         if let Ok(val) = Dataset::open(&self.data, Split::Val) {
             let val = val.with_classes(classes.clone());
             let result = evaluate(&model, &val, &classes, None, |_, _| ())?;
@@ -139,55 +164,40 @@ impl Train {
     }
 }
 
-/// The folder of a run.
-pub struct Run {
-    metrics: PathBuf,
-    last: PathBuf,
+/// How a training ended.
+pub enum End {
+    /// All steps were taken.
+    Done(Amdanet),
+    /// It was interrupted after this many steps, and everything is saved.
+    Stopped(usize),
 }
 
-impl Run {
-    /// Makes the folder and writes the configuration into it.
-    pub fn create(out: &Path, config: &Config) -> Result<Self> {
-        let checkpoints = out.join("checkpoints");
-        fs::create_dir_all(&checkpoints).map_err(Error::io(&checkpoints, "create the folder"))?;
-        let last = checkpoints.join("last.safetensors");
-        if last.exists() {
-            let what = "holds a run already: choose another --out, or move it away";
-            return Err(Error::file(out, what));
-        }
-        let path = out.join("config.toml");
-        let text =
-            toml::to_string_pretty(config).map_err(|e| Error::Config(format!("configuration: {e}")))?;
-        fs::write(&path, text).map_err(Error::io(&path, "write"))?;
-        Ok(Self { metrics: out.join("metrics.jsonl"), last })
-    }
-}
-
-/// Trains to the end; batches are made on a thread of their own.
+/// Trains to the end, or until the process is told to stop; batches are made on a thread of their own.
 pub fn fit(
-    model: Amdanet,
+    mut trainer: Trainer,
     config: &Config,
     dataset: &Dataset,
     classes: &ClassSet,
-    run: &Run,
-) -> Result<Amdanet> {
-    let mut metrics = File::create(&run.metrics).map_err(Error::io(&run.metrics, "create"))?;
+    run: &mut Run,
+) -> Result<End> {
+    let stop = stop_signal()?;
     let examples = Examples::new(dataset, config)?;
-    let mut trainer = Trainer::new(model, config.clone());
+    let first = trainer.steps();
     let mut progress = Progress::new("steps", config.run.steps);
+    progress.skip(first);
     let mut mean = None;
     std::thread::scope(|scope| {
         // Two batches wait at most; the thread ends when the receiver is gone.
         let (sender, batches) = std::sync::mpsc::sync_channel(2);
         let examples = &examples;
         scope.spawn(move || {
-            for step in 0..config.run.steps {
+            for step in first..config.run.steps {
                 if sender.send(examples.batch(step)).is_err() {
                     break;
                 }
             }
         });
-        for (step, batch) in batches.into_iter().enumerate() {
+        for (step, batch) in (first..).zip(batches) {
             let batch = batch?;
             let start = Instant::now();
             let done = trainer.step(&batch)?;
@@ -198,14 +208,35 @@ pub fn fit(
             for (name, value) in &done.terms {
                 line[*name] = (*value).into();
             }
-            writeln!(metrics, "{line}").map_err(Error::io(&run.metrics, "write"))?;
+            if done.loss_scale != 1.0 {
+                (line["loss_scale"], line["skipped"]) = (done.loss_scale.into(), done.skipped.into());
+            }
+            run.log(&line)?;
             let smooth = mean.map_or(done.loss, |m: f32| m + 0.05 * (done.loss - m));
             mean = Some(smooth);
             progress.step(format!("loss {smooth:.3}"));
-            if (step + 1) % config.run.checkpoint_every == 0 || step + 1 == config.run.steps {
-                checkpoint::save(&run.last, &trainer.model, classes)?;
+            let (last, stopped) = (step + 1 == config.run.steps, stop.load(Relaxed));
+            if (step + 1) % config.run.checkpoint_every == 0 || last || stopped {
+                run.save(&trainer, classes)?;
+            }
+            if stopped && !last {
+                return Ok(End::Stopped(step + 1));
             }
         }
-        Ok(trainer.model)
+        Ok(End::Done(trainer.model))
     })
+}
+
+/// Becomes true at Ctrl-C or when the process is asked to end; a second Ctrl-C ends it at once.
+fn stop_signal() -> Result<&'static AtomicBool> {
+    static STOP: AtomicBool = AtomicBool::new(false);
+    static INSTALLED: OnceLock<Result<(), String>> = OnceLock::new();
+    let handler = || {
+        if STOP.swap(true, Relaxed) {
+            std::process::exit(130);
+        }
+    };
+    let installed = INSTALLED.get_or_init(|| ctrlc::set_handler(handler).map_err(|e| e.to_string()));
+    installed.clone().map_err(|e| Error::Config(format!("signals cannot be handled: {e}")))?;
+    Ok(&STOP)
 }

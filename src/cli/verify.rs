@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{Machine, say, say_json};
-use crate::{Error, Result, verify};
+use crate::{Device, Error, Precision, Result, verify};
 
 #[derive(Args)]
 pub struct Verify {
@@ -25,7 +25,7 @@ impl Verify {
         let mut failed = 0;
         let mut all = serde_json::Map::new();
         for path in &self.files {
-            let report = verify::verify(path)?;
+            let report = verify::verify(path, &Device::Cpu, Precision::F32)?;
             failed += usize::from(!report.holds());
             let name = path.display().to_string();
             let verdict = if report.holds() { "ok" } else { "FAILED" };

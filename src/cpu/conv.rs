@@ -28,21 +28,21 @@ impl Window {
 
 /// All lengths of one convolution.
 #[derive(Clone, Copy)]
-struct Lengths {
-    streams: usize,
-    batch: usize,
-    height: usize,
-    width: usize,
-    inputs: usize,
-    outputs: usize,
-    kernel: (usize, usize),
-    out_height: usize,
-    out_width: usize,
-    window: Window,
+pub(crate) struct Lengths {
+    pub streams: usize,
+    pub batch: usize,
+    pub height: usize,
+    pub width: usize,
+    pub inputs: usize,
+    pub outputs: usize,
+    pub kernel: (usize, usize),
+    pub out_height: usize,
+    pub out_width: usize,
+    pub window: Window,
 }
 
 impl Lengths {
-    fn of(x: crate::Shape, weight: crate::Shape, window: Window) -> Self {
+    pub fn of(x: crate::Shape, weight: crate::Shape, window: Window) -> Self {
         Self {
             streams: x[0],
             batch: x[1],
@@ -58,12 +58,12 @@ impl Lengths {
     }
 
     /// Numbers in one patch.
-    fn patch(self) -> usize {
+    pub fn patch(self) -> usize {
         self.kernel.0 * self.kernel.1 * self.inputs
     }
 
     /// Output pixels of one stream.
-    fn pixels(self) -> usize {
+    pub fn pixels(self) -> usize {
         self.batch * self.out_height * self.out_width
     }
 

@@ -42,7 +42,7 @@ pub fn fusion_loss(
     valid: &Tensor,
     target: FusionTarget,
     wants_gradient: bool,
-) -> (f32, Option<Tensor>) {
+) -> (Tensor, Option<Tensor>) {
     let (batch, height, width) = (image.dim(1), image.dim(2), image.dim(3));
     let inputs = Inputs {
         image: image.f32(),
@@ -73,7 +73,7 @@ pub fn fusion_loss(
             )
         })
         .collect();
-    (sums.iter().sum::<f64>() as f32, gradient)
+    (Tensor::scalar(sums.iter().sum::<f64>() as f32), gradient)
 }
 
 /// gradient · dy, in place.

@@ -64,19 +64,25 @@ fn map_softmax(logits: &Tensor, row: impl Fn(usize, &mut [f32]) + Sync) -> Tenso
     out
 }
 
-/// Number of pixels that count.
-pub fn valid_pixels(labels: &[u8]) -> usize {
-    labels.iter().filter(|&&l| l != IGNORE).count()
+/// The mean of `sum` over the pixels that count, and their number; 0 without any.
+fn mean(sum: f64, labels: &[u8]) -> (Tensor, Tensor) {
+    let pixels = labels.iter().filter(|&&l| l != IGNORE).count();
+    (Tensor::scalar((sum * reciprocal(pixels as f64)) as f32), Tensor::scalar(pixels as f32))
 }
 
 /// 1 / n, or 0 for none.
-fn reciprocal(n: usize) -> f64 {
-    if n == 0 { 0.0 } else { 1.0 / n as f64 }
+fn reciprocal(n: f64) -> f64 {
+    if n == 0.0 { 0.0 } else { 1.0 / n }
 }
 
-/// `−mean log softmax(x)[label]` over the pixels that are not ignored; 0 without any.
-pub fn cross_entropy(logits: &Tensor, labels: &[u8]) -> f32 {
-    let (k, x) = (logits.shape().last(), logits.f32());
+/// dy / n for n pixels, 0 for none.
+fn share(dy: &Tensor, pixels: &Tensor) -> f32 {
+    (f64::from(dy.item()) * reciprocal(pixels.item().into())) as f32
+}
+
+/// `−mean log softmax(x)[label]` over the pixels that are not ignored, and their number; 0 without any.
+pub fn cross_entropy(logits: &Tensor, labels: &Tensor) -> (Tensor, Tensor) {
+    let (k, x, labels) = (logits.shape().last(), logits.f32(), labels.as_slice::<u8>());
     let sum = sum_blocks(
         logits,
         1,
@@ -95,12 +101,12 @@ pub fn cross_entropy(logits: &Tensor, labels: &[u8]) -> f32 {
             );
         },
     );
-    (sum[0] * reciprocal(valid_pixels(labels))) as f32
+    mean(sum[0], labels)
 }
 
 /// (softmax(x) − onehot) · dy / n for the n pixels that are not ignored, 0 for the others.
-pub fn cross_entropy_backward(dy: f32, logits: &Tensor, labels: &[u8]) -> Tensor {
-    let scale = (f64::from(dy) * reciprocal(valid_pixels(labels))) as f32;
+pub fn cross_entropy_backward(dy: &Tensor, pixels: &Tensor, logits: &Tensor, labels: &Tensor) -> Tensor {
+    let (scale, labels) = (share(dy, pixels), labels.as_slice::<u8>());
     map_softmax(
         logits,
         #[inline(always)]
@@ -117,9 +123,9 @@ pub fn cross_entropy_backward(dy: f32, logits: &Tensor, labels: &[u8]) -> Tensor
     )
 }
 
-/// −mean Σₖ softmax(t)ₖ · log softmax(x)ₖ over the pixels that are not ignored; 0 without any.
-pub fn consistency(logits: &Tensor, target: &Tensor, labels: &[u8]) -> f32 {
-    let (k, x, t) = (logits.shape().last(), logits.f32(), target.f32());
+/// −mean Σₖ softmax(t)ₖ · log softmax(x)ₖ over the pixels that are not ignored, and their number; 0 without any.
+pub fn consistency(logits: &Tensor, target: &Tensor, labels: &Tensor) -> (Tensor, Tensor) {
+    let (k, x, t, labels) = (logits.shape().last(), logits.f32(), target.f32(), labels.as_slice::<u8>());
     let sum = sum_blocks(
         logits,
         1,
@@ -146,13 +152,19 @@ pub fn consistency(logits: &Tensor, target: &Tensor, labels: &[u8]) -> f32 {
             }
         },
     );
-    (sum[0] * reciprocal(valid_pixels(labels))) as f32
+    mean(sum[0], labels)
 }
 
 /// (softmax(x) − softmax(t)) · dy / n for the n pixels that are not ignored, 0 for the others.
-pub fn consistency_backward(dy: f32, logits: &Tensor, target: &Tensor, labels: &[u8]) -> Tensor {
+pub fn consistency_backward(
+    dy: &Tensor,
+    pixels: &Tensor,
+    logits: &Tensor,
+    target: &Tensor,
+    labels: &Tensor,
+) -> Tensor {
     let (k, t) = (logits.shape().last(), target.f32());
-    let scale = (f64::from(dy) * reciprocal(valid_pixels(labels))) as f32;
+    let (scale, labels) = (share(dy, pixels), labels.as_slice::<u8>());
     let mut out = Tensor::scratch(logits.shape());
     let x = logits.f32().par_chunks(ROWS * k);
     let blocks = out.f32_mut().par_chunks_mut(ROWS * k).zip(x).zip(t.par_chunks(ROWS * k));
@@ -252,4 +264,14 @@ pub fn dice_backward(dy: f32, sums: &DiceSums, logits: &Tensor, labels: &[u8]) -
             }
         },
     )
+}
+
+/// Σ weight · term, for terms of shape `(1)`.
+pub fn weighted_sum(terms: &[(f32, &Tensor)]) -> Tensor {
+    Tensor::scalar(terms.iter().fold(0.0, |sum, (weight, term)| sum + weight * term.item()))
+}
+
+/// factor · x, for x of shape `(1)`.
+pub fn scale(x: &Tensor, factor: f32) -> Tensor {
+    Tensor::scalar(factor * x.item())
 }

@@ -24,6 +24,7 @@ pub mod realign;
 pub mod reduce;
 pub mod resize;
 pub mod resized_taps;
+pub mod structure;
 
 /// Runs `f` compiled for the widest vector instructions of this processor.
 ///

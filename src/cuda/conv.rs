@@ -1,1 +1,240 @@
-//! Launches of `kernels/conv.cu`; see [`crate::cpu::conv`] for the equations.
+//! Convolution as a product of patches and the weight; see [`crate::cpu::conv`] for the equations.
+//!
+//! Patches are gathered into a matrix (windows × kh·kw·I), its rows filled up with zeros to a multiple of 16 bytes, for
+//! a bounded number of rows of windows at a time. Where windows lie side by side and cover whole rows of the input,
+//! its numbers already are that matrix.
+
+use std::ops::Range;
+
+use super::driver::{Matrix, Product};
+use super::linear::{matrix, same_type};
+use super::reduce::column_sums;
+use super::{Call, driver_of, scratch_like};
+use crate::cpu::conv::{Lengths, Window};
+use crate::{Error, Result, Shape, Tensor};
+
+/// Bytes of patches at a time, unless one row of windows has more: what the product reads is still in the cache then.
+const MOST_BYTES: usize = 32 << 20;
+
+/// Threads of a block, and numbers that it moves for each of them, in units of 16 bytes.
+const THREADS: usize = 256;
+const STEPS: usize = 4;
+
+/// The patches of one convolution: how long their rows are, and how many are gathered at once.
+#[derive(Clone, Copy)]
+struct Patches {
+    l: Lengths,
+    /// Numbers of a row of the matrix.
+    row: usize,
+    /// Whether the numbers of x are the matrix.
+    reshaped: bool,
+    /// Bytes of a number.
+    size: usize,
+}
+
+impl Patches {
+    fn of(x: Shape, weight: Shape, window: Window, size: usize) -> Self {
+        let l = Lengths::of(x, weight, window);
+        let (kh, kw) = l.kernel;
+        // Windows that touch, as wide as the input or a single pixel.
+        let touch = window.padding == 0 && window.stride == kh && l.height.is_multiple_of(kh);
+        let reshaped = touch && (kw == l.width || (kh == 1 && kw == 1));
+        let row = if reshaped { l.patch() } else { l.patch().next_multiple_of(16 / size) };
+        Self { l, row, reshaped, size }
+    }
+
+    /// Rows of windows of one stream.
+    fn lines(self) -> usize {
+        self.l.batch * self.l.out_height
+    }
+
+    /// The ranges of rows of windows whose patches are gathered together.
+    fn chunks(self) -> impl ExactSizeIterator<Item = Range<usize>> {
+        let line = self.l.streams * self.l.out_width * self.row * self.size;
+        let most = if self.reshaped { self.lines() } else { (MOST_BYTES / line).clamp(1, self.lines()) };
+        // Equal parts, as near as can be.
+        let chunks = self.lines().div_ceil(most);
+        let each = self.lines().div_ceil(chunks);
+        (0..self.lines().div_ceil(each)).map(move |i| i * each..self.lines().min((i + 1) * each))
+    }
+
+    /// The lengths that the kernels take.
+    fn arguments<'a>(&self, call: Call<'a>) -> Call<'a> {
+        let l = self.l;
+        let call = call.int(l.height).int(l.width).int(l.inputs).int(l.kernel.0).int(l.kernel.1);
+        call.int(l.out_height).int(l.out_width).int(l.window.stride).int(l.window.padding).int(self.row)
+    }
+
+    /// The matrix of the patches of some rows of windows of each stream, `(windows, row)`; where it has to be gathered,
+    /// `scratch` keeps it.
+    fn matrix(self, x: &Tensor, lines: Range<usize>, scratch: &mut Option<Tensor>) -> Result<Matrix> {
+        let (l, rows) = (self.l, lines.len() * self.l.out_width);
+        if self.reshaped {
+            return matrix(x, self.row, rows * self.row);
+        }
+        let mut patches = match scratch.take() {
+            Some(patches) => patches,
+            None => scratch_like(x, [l.streams, rows, self.row])?,
+        };
+        let call = Call::new("conv_gather", x)?.input(x).output(&mut patches).int(l.batch).int(lines.start);
+        let part = x.bytes() / self.lines() * lines.len();
+        let call = self.arguments(call).bytes(part + l.streams * rows * self.row * self.size);
+        let share = (l.out_width * self.row * self.size / 16).div_ceil(THREADS * STEPS);
+        // SAFETY: a block for each row of windows of each stream, or some that share one; `patches` was made for as
+        // many rows of windows or more, and positions outside of the images are not read.
+        unsafe { call.launch([lines.len(), share, l.streams], THREADS, 0)? };
+        let matrix = matrix(&patches, self.row, rows * self.row);
+        *scratch = Some(patches);
+        matrix
+    }
+}
+
+/// The rows `(…, from)` of `x`, cut off or filled up with zeros: `(s, rows / s, to)`.
+fn with_row(x: &Tensor, s: usize, from: usize, to: usize) -> Result<Tensor> {
+    let rows = x.len() / from;
+    let shape = [s, rows / s, to];
+    if from == to {
+        return x.reshape(shape);
+    }
+    let mut y = scratch_like(x, shape)?;
+    let call = Call::new("conv_resize_rows", x)?.input(x).output(&mut y).int(rows * to).int(from).int(to);
+    // SAFETY: a thread for each number of y, guarded; it reads x where the row has such a number.
+    unsafe { call.launch([(rows * to).div_ceil(THREADS), 1, 1], THREADS, 0)? };
+    Ok(y)
+}
+
+/// A matrix that begins `numbers` numbers later.
+fn at(matrix: Matrix, numbers: usize, size: usize) -> Matrix {
+    Matrix { address: matrix.address + (numbers * size) as u64, ..matrix }
+}
+
+/// x `(S, B, H, W, I)`, weight `(S, O, kh, kw, I)`, bias `(S, O)` -> `(S, B, H', W', O)`.
+pub fn forward(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, window: Window) -> Result<Tensor> {
+    same_type(x, [Some(weight), bias, None])?;
+    let patches = Patches::of(x.shape(), weight.shape(), window, x.dtype().size());
+    let (l, k) = (patches.l, patches.row);
+    let o = l.outputs;
+    let y = scratch_like(x, [l.streams, l.batch, l.out_height, l.out_width, o])?;
+    let weight = with_row(weight, l.streams, l.patch(), k)?;
+    let mut scratch = None;
+    for lines in patches.chunks() {
+        let (first, rows) = (lines.start * l.out_width, lines.len() * l.out_width);
+        let product = Product {
+            dtype: x.dtype(),
+            count: l.streams,
+            shape: (rows, o, k),
+            a: patches.matrix(x, lines, &mut scratch)?,
+            a_transposed: false,
+            b: matrix(&weight, k, o * k)?,
+            b_transposed: true,
+            c: at(matrix(&y, o, l.pixels() * o)?, first * o, patches.size),
+            bias: bias.map(|b| matrix(b, o, o)).transpose()?.map(|b| b.address),
+            residual: None,
+        };
+        // SAFETY: the rows of these patches and of y, all of one type and on one device.
+        unsafe { driver_of(x)?.product(&product)? };
+    }
+    Ok(y)
+}
+
+/// The gradient of the weight.
+pub fn backward_weight(dy: &Tensor, x: &Tensor, weight: Shape, window: Window) -> Result<Tensor> {
+    same_type(x, [Some(dy), None, None])?;
+    let patches = Patches::of(x.shape(), weight, window, x.dtype().size());
+    let (l, k) = (patches.l, patches.row);
+    let (s, o) = (l.streams, l.outputs);
+    // Each chunk's gradient for itself; they are added in f32.
+    let chunks = patches.chunks().len();
+    let partial = scratch_like(x, [s, chunks, o * k])?;
+    let mut scratch = None;
+    for (chunk, lines) in patches.chunks().enumerate() {
+        let (first, rows) = (lines.start * l.out_width, lines.len() * l.out_width);
+        let product = Product {
+            dtype: x.dtype(),
+            count: s,
+            shape: (o, k, rows),
+            a: at(matrix(dy, o, l.pixels() * o)?, first * o, patches.size),
+            a_transposed: true,
+            b: patches.matrix(x, lines, &mut scratch)?,
+            b_transposed: false,
+            c: at(matrix(&partial, k, chunks * o * k)?, chunk * o * k, patches.size),
+            bias: None,
+            residual: None,
+        };
+        // SAFETY: as in `forward`; each chunk has its part of `partial`.
+        unsafe { driver_of(x)?.product(&product)? };
+    }
+    let dw = if chunks == 1 { partial } else { column_sums(&partial, s)? };
+    with_row(&dw.reshape([s * o, k])?, s, k, l.patch())?.reshape(weight)
+}
+
+/// The gradient of the input, of shape `x`.
+pub fn backward_input(dy: &Tensor, weight: &Tensor, x: Shape, window: Window) -> Result<Tensor> {
+    same_type(dy, [Some(weight), None, None])?;
+    let patches = Patches::of(x, weight.shape(), window, dy.dtype().size());
+    let l = patches.l;
+    let (kh, kw) = l.kernel;
+    if !patches.reshaped && window.stride == 1 && kh == kw && window.padding < kh {
+        let window = Window { stride: 1, padding: kh - 1 - window.padding };
+        return forward(dy, &turned(weight)?, None, window);
+    }
+    let (s, o, k) = (l.streams, l.outputs, patches.row);
+    let weight = with_row(weight, s, l.patch(), k)?;
+    let mut dx = scratch_like(dy, x)?;
+    // Whole images, because windows of two chunks could share a pixel.
+    let window_rows = l.out_height * l.out_width;
+    let samples = if patches.reshaped {
+        l.batch
+    } else {
+        (MOST_BYTES / (s * window_rows * k * patches.size)).clamp(1, l.batch)
+    };
+    let mut scratch = None;
+    for sample in (0..l.batch).step_by(samples) {
+        let samples = samples.min(l.batch - sample);
+        let rows = samples * window_rows;
+        let target = match &scratch {
+            _ if patches.reshaped => &dx,
+            Some(scratch) => scratch,
+            None => scratch.insert(scratch_like(dy, [s, rows, k])?),
+        };
+        let product = Product {
+            dtype: dy.dtype(),
+            count: s,
+            shape: (rows, k, o),
+            a: at(matrix(dy, o, l.pixels() * o)?, sample * window_rows * o, patches.size),
+            a_transposed: false,
+            b: matrix(&weight, k, o * k)?,
+            b_transposed: false,
+            c: matrix(target, k, rows * k)?,
+            bias: None,
+            residual: None,
+        };
+        // SAFETY: as in `forward`; the target was made for as many rows or more.
+        unsafe { driver_of(dy)?.product(&product)? };
+        let Some(gradients) = &scratch else { continue };
+        let call = Call::new("conv_scatter", dy)?.input(gradients).output(&mut dx).int(l.batch).int(sample);
+        let part = dx.bytes() / l.batch * samples;
+        let call = patches.arguments(call).operations(s * rows * k).bytes(part + s * rows * k * patches.size);
+        let share = (l.width * l.inputs * patches.size).div_ceil(16 * THREADS * STEPS);
+        // SAFETY: a block for each row of these images of each stream, or some that share one; windows outside of the
+        // output are not read.
+        unsafe { call.launch([samples * l.height, share, s], THREADS, 0)? };
+    }
+    Ok(dx)
+}
+
+/// `(S, O, kh, kw, I)` -> `(S, I, kh, kw, O)` with the kernel turned by 180°.
+fn turned(weight: &Tensor) -> Result<Tensor> {
+    let [s, o, kh, kw, i] = [0, 1, 2, 3, 4].map(|axis| weight.dim(axis));
+    let mut y = scratch_like(weight, [s, i, kh, kw, o])?;
+    let call = Call::new("conv_turn", weight)?.input(weight).output(&mut y);
+    let call = call.int(weight.len()).int(o).int(kh * kw).int(i);
+    // SAFETY: a thread for each number, guarded.
+    unsafe { call.launch([weight.len().div_ceil(THREADS), 1, 1], THREADS, 0)? };
+    Ok(y)
+}
+
+/// The gradient of the bias.
+pub fn backward_bias(dy: &Tensor) -> Result<Tensor> {
+    column_sums(dy, dy.dim(0))
+}

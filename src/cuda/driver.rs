@@ -4,7 +4,8 @@
 //! on the host, and with one that fails on purpose.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use crate::{DType, Result};
 
@@ -201,6 +202,25 @@ pub trait Driver: Send + Sync {
     /// # Errors
     /// What that work met.
     fn synchronise(&self) -> Result<()>;
+
+    /// Marks this point of the queue, to measure time from or to it.
+    ///
+    /// # Errors
+    /// When the device reports one.
+    fn mark(&self) -> Result<u64> {
+        self.synchronise()?;
+        static START: OnceLock<Instant> = OnceLock::new();
+        Ok(START.get_or_init(Instant::now).elapsed().as_nanos() as u64)
+    }
+
+    /// Milliseconds between two marks, once the queue has come past both; each mark is used once as a start and once
+    /// as an end at most.
+    ///
+    /// # Errors
+    /// When the device reports one.
+    fn between(&self, start: u64, end: u64) -> Result<f32> {
+        Ok(end.saturating_sub(start) as f32 * 1e-6)
+    }
 
     /// Records what is queued from now on instead of doing it.
     ///

@@ -23,6 +23,7 @@ pub mod reduce;
 pub mod resize;
 pub mod resized_taps;
 pub mod structure;
+pub mod trace;
 
 use std::sync::Arc;
 
@@ -79,14 +80,13 @@ impl<'a> Call<'a> {
 
     /// The kernel `op`, on the device of `x`.
     pub fn untyped(op: &str, x: &'a Tensor) -> Result<Self> {
-        Ok(Self {
-            driver: driver_of(x)?,
-            kernel: op.into(),
-            dtype: x.dtype(),
-            args: Vec::with_capacity(16),
-            work: Work::default(),
-            problem: None,
-        })
+        Ok(Self::on(op, driver_of(x)?, x.dtype()))
+    }
+
+    /// The kernel `op`, whose tensors are of type `dtype`, where there is no input.
+    pub fn on(op: &str, driver: &'a Arc<dyn Driver>, dtype: DType) -> Self {
+        let (args, work) = (Vec::with_capacity(16), Work::default());
+        Self { driver, kernel: op.into(), dtype, args, work, problem: None }
     }
 
     fn tensor(&mut self, x: &Tensor, dtype: DType) {

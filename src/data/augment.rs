@@ -4,7 +4,7 @@
 //! only the crop is ever computed, never the whole scaled picture.
 
 use super::{IGNORED, Labels, Picture, Sample};
-use crate::{DType, Error, Result, Tensor};
+use crate::{DType, Device, Error, Result, Tensor};
 
 /// How samples become training examples.
 #[derive(Clone, PartialEq, Debug)]
@@ -45,6 +45,18 @@ pub struct Batch {
     pub labels: Tensor,
     /// `(B, H, W)` bytes: 1 inside the picture, 0 in padding.
     pub valid: Tensor,
+}
+
+impl Batch {
+    /// The same examples on `device`.
+    ///
+    /// # Errors
+    /// When the device reports one.
+    pub fn to(&self, device: &Device) -> Result<Self> {
+        let [visible, infrared, labels, valid] =
+            [&self.visible, &self.infrared, &self.labels, &self.valid].map(|x| x.to(device));
+        Ok(Self { visible: visible?, infrared: infrared?, labels: labels?, valid: valid? })
+    }
 }
 
 impl Example {

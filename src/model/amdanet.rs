@@ -7,7 +7,7 @@ use super::local_alignment::LocalAlignment;
 use super::mit::{Stage, stack};
 use super::sci::Sci;
 use crate::nn::{Params, Pass, Scope};
-use crate::{Error, Result, Tensor, Var, ops};
+use crate::{DType, Error, Result, Tensor, Var, ops};
 
 /// The layers of AMDANet and their parameters.
 pub struct Amdanet {
@@ -112,6 +112,7 @@ impl Amdanet {
         pictures: &Tensor,
         masking: Option<&Masking>,
     ) -> Result<Features> {
+        let pictures = on_device(pass, pictures)?;
         let shape = pictures.shape();
         if shape.rank() != 5
             || shape[2].min(shape[3]) < SMALLEST_SIDE
@@ -122,7 +123,7 @@ impl Amdanet {
             return Err(Error::shape("amdanet", why, &[shape]));
         }
         let paper = self.config.arch == Arch::Paper;
-        let mut streams = Var::constant(pictures.clone());
+        let mut streams = Var::constant(pictures);
         let mut features = Features {
             vision: Vec::with_capacity(4),
             fused: Vec::with_capacity(4),
@@ -156,7 +157,7 @@ impl Amdanet {
     /// # Errors
     /// When the pictures' shapes differ or a side is below 32.
     pub fn forward(&self, pass: &mut Pass, visible: &Tensor, infrared: &Tensor) -> Result<Output> {
-        let pictures = stack(visible, infrared)?;
+        let pictures = on_device(pass, &stack(visible, infrared)?)?;
         let features = self.features(pass, &pictures, None)?;
         let image = self.fusion.forward(pass, &features.vision, &pictures, 1)?;
         drop(features.vision);
@@ -183,7 +184,7 @@ impl Amdanet {
         infrared: &Tensor,
         masking: &Masking,
     ) -> Result<MaskedOutput> {
-        let pictures = stack(visible, infrared)?;
+        let pictures = on_device(pass, &stack(visible, infrared)?)?;
         if self.config.arch == Arch::Paper {
             let features = self.features(pass, &pictures, Some(masking))?;
             let image = self.fusion.forward(pass, &features.vision, &pictures, 1)?;
@@ -235,15 +236,16 @@ impl Amdanet {
     }
 }
 
+/// The pictures where the pass computes, in its type.
+fn on_device(pass: &Pass, pictures: &Tensor) -> Result<Tensor> {
+    pictures.to(pass.device())?.cast(pass.compute())
+}
+
 /// The mask of one modality, widened by ones for the other.
 fn one_modality(shape: crate::Shape, masking: &Masking, level: usize) -> Result<Tensor> {
     let mask = masking.masks.get(level).filter(|m| m.len() * 2 == shape.len());
     let mask =
         mask.ok_or_else(|| Error::shape("mask", "one mask for each level, of one modality", &[shape]))?;
-    let mut both = Tensor::scratch_of(shape, crate::DType::U8);
-    let bytes = both.as_mut_slice::<u8>();
-    bytes.fill(1);
-    let start = masking.choice.min(1) * mask.len();
-    bytes[start..start + mask.len()].copy_from_slice(mask.as_slice());
-    Ok(both)
+    let ones = Tensor::filled_on(&mask.device(), mask.shape(), DType::U8, 1)?;
+    Tensor::concat(&if masking.choice == 0 { [mask, &ones] } else { [&ones, mask] })?.reshape(shape)
 }

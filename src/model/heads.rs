@@ -50,7 +50,7 @@ impl SegmentationHead {
     /// When the shapes do not fit.
     pub fn features(&self, pass: &mut Pass, maps: &[Var], repeats: usize) -> Result<Var> {
         let (h, w) = (maps[0].shape()[2], maps[0].shape()[3]);
-        let (weight, bias) = (pass.param(self.fuse_weight), pass.param(self.fuse_bias));
+        let (weight, bias) = (pass.weight(self.fuse_weight)?, pass.weight(self.fuse_bias)?);
         let mut sum: Option<Var> = None;
         for (level, (map, project)) in maps.iter().zip(&self.project).enumerate() {
             let x = project.forward(pass, map)?;
@@ -75,14 +75,8 @@ impl SegmentationHead {
         let shape = features.shape();
         let dropped = match pass.draw() {
             Some((seed, stream)) if self.dropout > 0.0 => {
-                let factors = ops::channel_dropout_factors(
-                    shape[0],
-                    shape[1],
-                    shape.last(),
-                    self.dropout,
-                    seed,
-                    stream,
-                );
+                let shape = [shape[0], shape[1], shape.last()];
+                let factors = ops::channel_dropout_factors(pass.device(), shape, self.dropout, seed, stream)?;
                 Some(ops::scale_channels(&mut pass.tape, features, &factors)?)
             }
             _ => None,
@@ -136,7 +130,7 @@ impl FusionHead {
     /// # Errors
     /// When the shapes do not fit.
     pub fn forward(&self, pass: &mut Pass, maps: &[Var], pictures: &Tensor, repeats: usize) -> Result<Var> {
-        let (d, weight) = (self.channels, self.conv.weight(pass));
+        let (d, weight) = (self.channels, self.conv.weight(pass)?);
         let mut taps = Vec::with_capacity(4);
         for (level, (map, (conv, norm))) in maps.iter().zip(&self.points).enumerate() {
             let x = conv.forward(pass, map)?;

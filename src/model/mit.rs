@@ -112,8 +112,7 @@ impl Block {
     fn residual(&self, pass: &mut Pass, x: Var, last: &Linear, y: Var) -> Result<Var> {
         let factors = match pass.draw() {
             Some((seed, stream)) if self.drop_path != [0.0; 2] => {
-                let shape = x.shape();
-                ops::drop_path_factors(shape[1], &self.drop_path, seed, stream)
+                ops::drop_path_factors(pass.device(), x.shape()[1], &self.drop_path, seed, stream)?
             }
             _ => return last.forward_add(pass, &y, &x),
         };
@@ -195,9 +194,5 @@ pub fn stack(visible: &Tensor, infrared: &Tensor) -> Result<Tensor> {
         let shapes = [shape, infrared.shape()];
         return Err(crate::Error::shape("stack", "both pictures must be (1, B, H, W, 3)", &shapes));
     }
-    let mut both = Tensor::scratch(shape.with_dim(0, 2));
-    let (first, second) = both.f32_mut().split_at_mut(shape.len());
-    first.copy_from_slice(visible.f32());
-    second.copy_from_slice(infrared.f32());
-    Ok(both)
+    Tensor::concat(&[visible, infrared])
 }

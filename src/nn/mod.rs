@@ -36,8 +36,8 @@ impl Linear {
     /// # Errors
     /// When the shapes do not fit.
     pub fn forward(&self, pass: &mut Pass, x: &Var) -> Result<Var> {
-        let weight = pass.param(self.weight);
-        let bias = self.bias.map(|b| pass.param(b));
+        let weight = pass.weight(self.weight)?;
+        let bias = self.bias.map(|b| pass.weight(b)).transpose()?;
         ops::linear(&mut pass.tape, x, &weight, bias.as_ref())
     }
 
@@ -50,7 +50,7 @@ impl Linear {
             let y = self.forward(pass, x)?;
             return ops::add(&mut pass.tape, residual, y);
         };
-        let (weight, bias) = (pass.param(self.weight), pass.param(bias));
+        let (weight, bias) = (pass.weight(self.weight)?, pass.weight(bias)?);
         ops::linear_add(&mut pass.tape, x, &weight, &bias, residual)
     }
 }
@@ -125,13 +125,16 @@ impl Conv {
     /// # Errors
     /// When the shapes do not fit.
     pub fn forward(&self, pass: &mut Pass, x: &Var) -> Result<Var> {
-        let weight = self.weight(pass);
+        let weight = self.weight(pass)?;
         self.forward_with(pass, x, &weight)
     }
 
     /// The weight `(S, O, k, k, I)`.
-    pub fn weight(&self, pass: &mut Pass) -> Var {
-        pass.param(self.weight)
+    ///
+    /// # Errors
+    /// When a device reports one.
+    pub fn weight(&self, pass: &mut Pass) -> Result<Var> {
+        pass.weight(self.weight)
     }
 
     /// [`Conv::forward`] with another weight: a part of its own.
@@ -139,7 +142,7 @@ impl Conv {
     /// # Errors
     /// When the shapes do not fit.
     pub fn forward_with(&self, pass: &mut Pass, x: &Var, weight: &Var) -> Result<Var> {
-        let bias = pass.param(self.bias);
+        let bias = pass.weight(self.bias)?;
         ops::conv(&mut pass.tape, x, weight, &bias, self.window)
     }
 }
@@ -163,7 +166,7 @@ impl DepthwiseGelu {
     /// # Errors
     /// When the shapes do not fit.
     pub fn forward(&self, pass: &mut Pass, x: &Var) -> Result<Var> {
-        let (weight, bias) = (pass.param(self.weight), pass.param(self.bias));
+        let (weight, bias) = (pass.weight(self.weight)?, pass.weight(self.bias)?);
         ops::depthwise_gelu(&mut pass.tape, x, &weight, &bias)
     }
 }

@@ -1,7 +1,7 @@
 //! Named parameters, and how their published layout maps onto the one that the operations want.
 
 use crate::random::Stream;
-use crate::{Error, Result, Shape, Tensor};
+use crate::{DType, Device, Error, Result, Shape, Tensor};
 
 /// How the published tensor of one stream maps onto this program's.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -41,7 +41,7 @@ pub enum Role {
 }
 
 /// The index of a parameter in [`Params`].
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct ParamId(pub(crate) usize);
 
 /// One parameter of all streams that share its shape: `(S, …)`.
@@ -73,14 +73,9 @@ impl Param {
         }
     }
 
-    /// Numbers in one stream's published tensor.
-    fn published_len(&self) -> usize {
-        self.value.len() / self.names.len()
-    }
-
-    /// For each number of a published tensor, in its order, its place in this program's.
-    fn places(&self) -> Vec<usize> {
-        let (shape, len) = (self.value.shape(), self.published_len());
+    /// For each number of a published tensor, in its order, its place in this program's, `value`.
+    fn places(&self, value: &Tensor) -> Vec<usize> {
+        let (shape, len) = (value.shape(), value.len() / self.names.len());
         // (rows, columns) of the published matrix of blocks, transposed here; blocks of `inner` numbers.
         let transpose = |outer: usize, rows: usize, columns: usize, inner: usize| -> Vec<usize> {
             let mut places = Vec::with_capacity(len);
@@ -100,18 +95,47 @@ impl Param {
         }
     }
 
-    /// The published tensor of `stream`, taken from `value`: the parameter itself or its gradient.
+    /// The published tensor of `stream`, taken from `value` on the CPU: the parameter itself or its gradient.
     pub fn export(&self, value: &Tensor, stream: usize) -> Vec<f32> {
-        let len = self.published_len();
+        let len = value.len() / self.names.len();
         let data = &value.f32()[stream * len..(stream + 1) * len];
-        self.places().into_iter().map(|place| data[place]).collect()
+        self.places(value).into_iter().map(|place| data[place]).collect()
     }
 }
 
-/// All parameters of a network, in the order of their construction.
-#[derive(Clone, Debug, Default)]
+impl Param {
+    /// The reverse of [`Param::export`]: overwrites one stream of `value`, which is on the CPU and of the parameter's
+    /// shape.
+    ///
+    /// # Errors
+    /// When `data` does not have as many numbers as the published shape.
+    pub fn import_into(&self, value: &mut Tensor, stream: usize, data: &[f32]) -> Result<()> {
+        let len = value.len() / self.names.len();
+        if data.len() != len {
+            let name = &self.names[stream];
+            return Err(Error::Config(format!("{name}: {} numbers were given for {len}", data.len())));
+        }
+        let places = self.places(value);
+        let out = &mut value.f32_mut()[stream * len..(stream + 1) * len];
+        for (place, &v) in places.into_iter().zip(data) {
+            out[place] = v;
+        }
+        Ok(())
+    }
+}
+
+/// All parameters of a network, in the order of their construction: float32, on one device.
+#[derive(Clone, Debug)]
 pub struct Params {
     list: Vec<Param>,
+    device: Device,
+    compute: DType,
+}
+
+impl Default for Params {
+    fn default() -> Self {
+        Self { list: Vec::new(), device: Device::Cpu, compute: DType::F32 }
+    }
 }
 
 impl Params {
@@ -125,6 +149,35 @@ impl Params {
         self.list.is_empty()
     }
 
+    /// Moves every parameter to `device`, where passes store activations, and multiply matrices, as `compute`.
+    ///
+    /// The parameters stay float32; with another type a pass makes rounded copies of the weights of its products.
+    ///
+    /// # Errors
+    /// When the CPU is to compute in another type than float32, or a device reports an error.
+    pub fn place(&mut self, device: &Device, compute: DType) -> Result<()> {
+        if compute == DType::U8 || (*device == Device::Cpu && compute != DType::F32) {
+            return Err(Error::Config(format!(
+                "{device:?} cannot compute in {compute}: the CPU computes in f32"
+            )));
+        }
+        for param in &mut self.list {
+            param.value = param.value.to(device)?;
+        }
+        (self.device, self.compute) = (device.clone(), compute);
+        Ok(())
+    }
+
+    /// Where the parameters are, and where a pass computes.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The type of activations and products.
+    pub fn compute(&self) -> DType {
+        self.compute
+    }
+
     /// One parameter.
     pub fn get(&self, id: ParamId) -> &Param {
         &self.list[id.0]
@@ -135,23 +188,21 @@ impl Params {
         &mut self.list[id.0].value
     }
 
+    /// The numbers of all parameters, for writing, with what the optimizer does with them.
+    pub fn values_mut(&mut self) -> impl Iterator<Item = (Role, &mut Tensor)> {
+        self.list.iter_mut().map(|p| (p.role, &mut p.value))
+    }
+
     /// Overwrites one stream of a parameter with a published tensor.
     ///
     /// # Errors
-    /// When `data` does not have as many numbers as the published shape.
+    /// When `data` does not have as many numbers as the published shape, or a device reports an error.
     pub fn import(&mut self, id: ParamId, stream: usize, data: &[f32]) -> Result<()> {
         let param = &mut self.list[id.0];
-        let len = param.published_len();
-        if data.len() != len {
-            let name = &param.names[stream];
-            return Err(Error::Config(format!("{name}: {} numbers were given for {len}", data.len())));
-        }
-        let places = param.places();
-        let out = &mut param.value.f32_mut()[stream * len..(stream + 1) * len];
-        for (place, &v) in places.into_iter().zip(data) {
-            out[place] = v;
-        }
-        Ok(())
+        let mut value = std::mem::replace(&mut param.value, Tensor::zeros([0])).to(&Device::Cpu)?;
+        let done = param.import_into(&mut value, stream, data);
+        param.value = value.to(&self.device)?;
+        done
     }
 
     /// All parameters with their indices.
@@ -170,6 +221,9 @@ impl Params {
     }
 
     /// Draws every parameter anew; the same seed gives the same numbers everywhere.
+    ///
+    /// # Panics
+    /// When the parameters are not on the CPU.
     pub fn initialise(&mut self, seed: u64) {
         for (i, param) in self.list.iter_mut().enumerate() {
             let data = param.value.f32_mut();

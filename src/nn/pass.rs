@@ -1,9 +1,11 @@
 //! One forward pass through a network, and the gradients that come back from it.
 
+use std::collections::BTreeMap;
+
 use super::params::{ParamId, Params};
 use crate::ops::{self, BatchNorm, BatchStatistics};
 use crate::tape::{Tape, Var};
-use crate::{Result, Tensor};
+use crate::{DType, Device, Result, Tensor};
 
 /// The state of one forward pass: parameters, tape, and what training draws and collects.
 pub struct Pass<'a> {
@@ -11,6 +13,8 @@ pub struct Pass<'a> {
     /// Where operations are recorded.
     pub tape: Tape,
     leaves: Vec<Option<Var>>,
+    /// The leaves rounded to the type of the products, where that is not float32.
+    rounded: Vec<Option<Var>>,
     training: Option<u64>,
     draws: u64,
     statistics: Vec<RunningUpdate>,
@@ -29,7 +33,7 @@ pub struct RunningUpdate {
 
 /// What a training pass yields.
 pub struct Step {
-    /// The gradient of each parameter, by its index; `None` where the loss does not depend on it.
+    /// The gradient of each parameter, times the loss scale, by its index; `None` where the loss does not depend on it.
     pub gradients: Vec<Option<Tensor>>,
     /// What the pass does to running statistics, in order.
     pub statistics: Vec<RunningUpdate>,
@@ -43,11 +47,36 @@ impl<'a> Pass<'a> {
 
     /// A pass that records, with batch statistics; `seed` decides what drop path and dropout drop.
     pub fn train(params: &'a Params, seed: u64) -> Self {
-        let leaves = vec![None; params.len()];
-        Self { params, tape: Tape::new(), leaves, training: Some(seed), draws: 0, statistics: Vec::new() }
+        let (leaves, rounded) = (vec![None; params.len()], vec![None; params.len()]);
+        let (tape, training) = (Tape::new(), Some(seed));
+        Self { params, tape, leaves, rounded, training, draws: 0, statistics: Vec::new() }
     }
 
-    /// The parameter as a variable; the same one each time.
+    /// The device that computes.
+    pub fn device(&self) -> &Device {
+        self.params.device()
+    }
+
+    /// The type of activations and products.
+    pub fn compute(&self) -> DType {
+        self.params.compute()
+    }
+
+    /// The parameter of a product, as a variable of the type of activations; the same one each time.
+    ///
+    /// # Errors
+    /// When a device reports one.
+    pub fn weight(&mut self, id: ParamId) -> Result<Var> {
+        let (leaf, compute) = (self.param(id), self.compute());
+        if let Some(rounded) = &self.rounded[id.0] {
+            return Ok(rounded.clone());
+        }
+        let rounded = ops::cast(&mut self.tape, &leaf, compute)?;
+        self.rounded[id.0] = Some(rounded.clone());
+        Ok(rounded)
+    }
+
+    /// The parameter as a float32 variable; the same one each time.
     pub fn param(&mut self, id: ParamId) -> Var {
         let (tape, params) = (&mut self.tape, self.params);
         self.leaves[id.0].get_or_insert_with(|| tape.leaf(params.get(id).value.clone())).clone()
@@ -89,24 +118,29 @@ impl<'a> Pass<'a> {
         Ok(y)
     }
 
-    /// Differentiates `loss`, and ends the pass.
+    /// Differentiates `scale`·`loss`, and ends the pass.
     ///
     /// # Errors
     /// When `loss` is not a recorded scalar.
-    pub fn backward(self, loss: &Var) -> Result<Step> {
-        let mut gradients = self.tape.backward(loss)?;
+    pub fn backward(self, loss: &Var, scale: f32) -> Result<Step> {
+        let seed = Tensor::full(loss.shape(), scale).to(self.params.device())?;
+        let mut gradients = self.tape.backward_with(loss, seed)?;
         let gradients = self.leaves.iter().map(|leaf| gradients.take(leaf.as_ref()?)).collect();
         Ok(Step { gradients, statistics: self.statistics })
     }
 }
 
 impl RunningUpdate {
-    /// running = (1 − momentum)·running + momentum·batch, with the unbiased variance.
-    pub fn apply(&self, params: &mut Params) {
+    /// running = (1 − momentum)·running + momentum·batch, with the unbiased variance. The result goes to `running`,
+    /// which holds what earlier updates of the step made of the statistics of `params`.
+    ///
+    /// # Errors
+    /// When a device reports one.
+    pub fn apply(&self, params: &Params, running: &mut BTreeMap<ParamId, Tensor>) -> Result<()> {
         for (id, batch) in self.into.into_iter().zip([&self.batch.mean, &self.batch.variance]) {
-            for (r, &b) in params.value_mut(id).f32_mut().iter_mut().zip(batch.f32()) {
-                *r += self.momentum * (b - *r);
-            }
+            let value = running.entry(id).or_insert_with(|| params.get(id).value.clone());
+            ops::update_running(value, batch, self.momentum)?;
         }
+        Ok(())
     }
 }

@@ -1,6 +1,7 @@
 //! From logits to classes and to probabilities.
 
 use crate::cpu::argmax as cpu;
+use crate::cuda::argmax as cuda;
 use crate::{Error, Result, Tape, Tensor, Var};
 
 /// The class of each pixel: logits `(1, B, H, W, K)` -> U8 `(B, H, W)`, the first class where several are largest.
@@ -13,16 +14,16 @@ pub fn argmax(tape: &mut Tape, logits: &Var) -> Result<Tensor> {
         let why = "labels are 8 bits with 255 reserved: at most 255 classes";
         return Err(Error::shape("argmax", why, &[logits.shape()]));
     }
-    Ok(cpu::argmax(logits.value()))
+    on_device_of!(logits.value(), argmax(logits.value()))
 }
 
-/// The probability of each class: softmax over K of logits `(1, B, H, W, K)`, of the same shape.
+/// The probability of each class: softmax over K of logits `(1, B, H, W, K)`, f32 of the same shape.
 ///
 /// # Errors
 /// When the shape is another, or the logits need a gradient.
 pub fn probabilities(tape: &mut Tape, logits: &Var) -> Result<Tensor> {
     check("probabilities", tape, logits)?;
-    Ok(cpu::probabilities(logits.value()))
+    on_device_of!(logits.value(), probabilities(logits.value()))
 }
 
 fn check(op: &'static str, tape: &Tape, logits: &Var) -> Result<()> {

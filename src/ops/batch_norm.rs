@@ -1,6 +1,8 @@
 //! Batch normalisation and the ReLU that always follows it in this network.
 
 use crate::cpu::batch_norm as cpu;
+use crate::cpu::batch_norm::Normalization;
+use crate::cuda::batch_norm as cuda;
 use crate::{Error, Result, Tape, Tensor, Var};
 
 /// Whose mean and variance normalise.
@@ -60,19 +62,29 @@ pub fn batch_norm_relu(
             return Err(Error::shape("batch_norm_relu", why, &[xs]));
         }
         BatchNorm::Train => {
-            let (mean, variance) = cpu::statistics(x.value(), ws[0])?;
-            let mut unbiased = variance.clone();
-            let correction = rows as f32 / (rows - 1) as f32;
-            unbiased.f32_mut().iter_mut().for_each(|v| *v *= correction);
+            let (mean, variance, unbiased) = on_device_of!(x.value(), try statistics(x.value(), ws[0]))?;
             (mean.clone(), variance, Some(BatchStatistics { mean, variance: unbiased }))
         }
     };
-    let normalization = cpu::Normalization::new(&mean, &variance, weight.value(), bias.value(), eps);
-    let y = normalization.forward(x.value());
-    let (xv, of_batch) = (x.value().clone(), statistics.is_some());
+    let (weights, biases, of_batch) = (weight.value().clone(), bias.value().clone(), statistics.is_some());
+    let normalization = Normalization { mean, variance, weight: weights, bias: biases, eps, of_batch };
+    let y = on_device_of!(x.value(), forward(x.value(), &normalization))?;
+    let xv = x.value().clone();
     let y = tape.record([x, weight, bias], y, move |dy, _| {
-        let (dx, dw, db) = normalization.backward(dy, &xv, of_batch)?;
+        let (dx, dw, db) = on_device_of!(xv, try backward(dy, &xv, &normalization))?;
         Ok([Some(dx), Some(dw), Some(db)])
     });
     Ok((y, statistics))
+}
+
+/// running = (1 − momentum)·running + momentum·batch, each `(S, C)`.
+///
+/// # Errors
+/// When the shapes differ, or a device reports an error.
+pub fn update_running(running: &mut Tensor, batch: &Tensor, momentum: f32) -> Result<()> {
+    if running.shape() != batch.shape() {
+        let shapes = [running.shape(), batch.shape()];
+        return Err(Error::shape("update_running", "the shapes differ", &shapes));
+    }
+    on_device_of!(batch, update_running(running, batch, momentum))
 }

@@ -3,6 +3,7 @@
 pub use crate::cpu::conv::Window;
 
 use crate::cpu::conv as cpu;
+use crate::cuda::conv as cuda;
 use crate::{Error, Result, Tape, Var};
 
 /// Cross-correlation with zero padding, as PyTorch's `conv2d`; sizes that the stride does not divide are cut off.
@@ -22,12 +23,16 @@ pub fn conv(tape: &mut Tape, x: &Var, weight: &Var, bias: &Var, window: Window) 
         let why = format!("the kernel does not fit into the input, padded by {}", window.padding);
         return Err(Error::shape("conv", why, &[xs, ws]));
     }
-    let y = cpu::forward(x.value(), weight.value(), Some(bias.value()), window);
+    let y = on_device_of!(x.value(), forward(x.value(), weight.value(), Some(bias.value()), window))?;
     let (xv, wv) = (x.value().clone(), weight.value().clone());
     Ok(tape.record([x, weight, bias], y, move |dy, needs| {
-        let dx = needs[0].then(|| cpu::backward_input(&dy, &wv, xv.shape(), window)).transpose()?;
-        let dw = needs[1].then(|| cpu::backward_weight(&dy, &xv, wv.shape(), window)).transpose()?;
-        let db = needs[2].then(|| cpu::backward_bias(&dy)).transpose()?;
+        let dx = needs[0]
+            .then(|| on_device_of!(dy, try backward_input(&dy, &wv, xv.shape(), window)))
+            .transpose()?;
+        let dw = needs[1]
+            .then(|| on_device_of!(dy, try backward_weight(&dy, &xv, wv.shape(), window)))
+            .transpose()?;
+        let db = needs[2].then(|| on_device_of!(dy, try backward_bias(&dy))).transpose()?;
         Ok([dx, dw, db])
     }))
 }

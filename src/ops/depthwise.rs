@@ -1,6 +1,7 @@
 //! The depthwise convolution of Mix-FFN.
 
 use crate::cpu::depthwise as cpu;
+use crate::cuda::depthwise as cuda;
 use crate::{Error, Result, Tape, Var};
 
 /// GELU(depthwise 3×3 convolution of x, padding 1, plus bias).
@@ -15,7 +16,9 @@ pub fn depthwise_gelu(tape: &mut Tape, x: &Var, weight: &Var, bias: &Var) -> Res
         let why = "x must be (S, B, H, W, C), the weight (S, 3, 3, C) and the bias (S, C)";
         return Err(Error::shape("depthwise_gelu", why, &[xs, ws, bs]));
     }
-    let y = cpu::forward(x.value(), weight.value(), bias.value());
+    let y = on_device_of!(x.value(), forward(x.value(), weight.value(), bias.value()))?;
     let (xv, wv, bv) = (x.value().clone(), weight.value().clone(), bias.value().clone());
-    Ok(tape.record([x, weight, bias], y, move |dy, _| Ok(cpu::backward(dy, &xv, &wv, &bv)?.map(Some))))
+    Ok(tape.record([x, weight, bias], y, move |dy, _| {
+        Ok(on_device_of!(xv, try backward(dy, &xv, &wv, &bv))?.map(Some))
+    }))
 }

@@ -1,6 +1,8 @@
 //! The loss of the fused image.
 
+use super::loss::same_device;
 use crate::cpu::fusion_loss as cpu;
+use crate::cuda::fusion_loss as cuda;
 use crate::{DType, Error, Result, Tape, Tensor, Var};
 
 pub use crate::cpu::fusion_loss::FusionTarget;
@@ -36,9 +38,16 @@ pub fn fusion_loss(
         let why = format!("valid must be u8, not {}", valid.dtype());
         return Err(Error::shape("fusion_loss", why, &[valid.shape()]));
     }
+    let x = image.value();
+    same_device("fusion_loss", x, &[visible, infrared, valid])?;
     let wants_gradient = tape.is_recording() && image.needs_grad();
-    let (value, gradient) = cpu::fusion_loss(image.value(), visible, infrared, valid, target, wants_gradient);
-    Ok(tape.record([image], Tensor::scalar(value), move |dy, _| {
-        Ok([gradient.map(|gradient| cpu::scale(gradient, dy.item()))])
+    let (value, saved) = on_device_of!(x, fusion_loss(x, visible, infrared, valid, target, wants_gradient))?;
+    let dtype = x.dtype();
+    Ok(tape.record([image], value, move |dy, _| {
+        let dx = saved.map(|saved| match saved.is_on_cpu() {
+            true => Ok(cpu::scale(saved, dy.item())),
+            false => cuda::backward(&dy, &saved, dtype),
+        });
+        Ok([dx.transpose()?])
     }))
 }

@@ -3,6 +3,7 @@
 //! Logits are `(1, B, H, W, K)`, labels U8 `(B, H, W)`, and each loss is a number of shape `(1)`.
 
 use crate::cpu::loss as cpu;
+use crate::cuda::loss as cuda;
 use crate::{DType, Error, Result, Tape, Tensor, Var};
 
 pub use crate::cpu::loss::IGNORE;
@@ -15,10 +16,10 @@ pub use crate::cpu::loss::IGNORE;
 /// When the shapes do not fit, or a label is neither a class nor [`IGNORE`].
 pub fn cross_entropy(tape: &mut Tape, logits: &Var, labels: &Tensor) -> Result<Var> {
     check("cross_entropy", logits, labels)?;
-    let value = cpu::cross_entropy(logits.value(), labels.as_slice());
     let (x, labels) = (logits.value().clone(), labels.clone());
-    Ok(tape.record([logits], Tensor::scalar(value), move |dy, _| {
-        Ok([Some(cpu::cross_entropy_backward(dy.item(), &x, labels.as_slice()))])
+    let (loss, pixels) = on_device_of!(x, cross_entropy(&x, &labels))?;
+    Ok(tape.record([logits], loss, move |dy, _| {
+        Ok([Some(on_device_of!(x, cross_entropy_backward(&dy, &pixels, &x, &labels))?)])
     }))
 }
 
@@ -29,11 +30,18 @@ pub fn cross_entropy(tape: &mut Tape, logits: &Var, labels: &Tensor) -> Result<V
 /// When the shapes do not fit, or a label is neither a class nor [`IGNORE`].
 pub fn dice(tape: &mut Tape, logits: &Var, labels: &Tensor) -> Result<Var> {
     check("dice", logits, labels)?;
-    let sums = cpu::dice_sums(logits.value(), labels.as_slice());
     let (x, labels) = (logits.value().clone(), labels.clone());
-    Ok(tape.record([logits], Tensor::scalar(cpu::dice(&sums)), move |dy, _| {
-        Ok([Some(cpu::dice_backward(dy.item(), &sums, &x, labels.as_slice()))])
-    }))
+    if x.is_on_cpu() {
+        let sums = cpu::dice_sums(&x, labels.as_slice());
+        Ok(tape.record([logits], Tensor::scalar(cpu::dice(&sums)), move |dy, _| {
+            Ok([Some(cpu::dice_backward(dy.item(), &sums, &x, labels.as_slice()))])
+        }))
+    } else {
+        let (loss, coefficients) = cuda::dice(&x, &labels)?;
+        Ok(tape.record([logits], loss, move |dy, _| {
+            Ok([Some(cuda::dice_backward(&dy, &coefficients, &x, &labels)?)])
+        }))
+    }
 }
 
 /// Consistency of a masked prediction with the unmasked one (the last term of eq. 16 in the paper's form):
@@ -49,10 +57,11 @@ pub fn consistency(tape: &mut Tape, logits: &Var, target_logits: &Var, labels: &
         let shapes = [logits.shape(), target_logits.shape()];
         return Err(Error::shape("consistency", "logits and their target differ", &shapes));
     }
-    let value = cpu::consistency(logits.value(), target_logits.value(), labels.as_slice());
     let (x, t, labels) = (logits.value().clone(), target_logits.value().clone(), labels.clone());
-    Ok(tape.record([logits], Tensor::scalar(value), move |dy, _| {
-        Ok([Some(cpu::consistency_backward(dy.item(), &x, &t, labels.as_slice()))])
+    same_device("consistency", &x, &[&t])?;
+    let (loss, pixels) = on_device_of!(x, consistency(&x, &t, &labels))?;
+    Ok(tape.record([logits], loss, move |dy, _| {
+        Ok([Some(on_device_of!(x, consistency_backward(&dy, &pixels, &x, &t, &labels))?)])
     }))
 }
 
@@ -61,18 +70,18 @@ pub fn consistency(tape: &mut Tape, logits: &Var, target_logits: &Var, labels: &
 /// # Errors
 /// When a term has another shape.
 pub fn weighted_sum(tape: &mut Tape, terms: &[(f32, Var)]) -> Result<Var> {
-    let mut sum = Var::constant(Tensor::scalar(0.0));
+    if let Some((_, term)) = terms.iter().find(|(_, term)| *term.shape() != [1]) {
+        return Err(Error::shape("weighted_sum", "each term must be a number", &[term.shape()]));
+    }
+    let terms: Vec<(f32, &Var)> = terms.iter().filter(|t| t.0 != 0.0).map(|(w, term)| (*w, term)).collect();
+    let Some((_, first)) = terms.first() else { return Ok(Var::constant(Tensor::scalar(0.0))) };
+    let values: Vec<(f32, &Tensor)> = terms.iter().map(|(w, term)| (*w, term.value())).collect();
+    let total = on_device_of!(first.value(), weighted_sum(&values))?;
+    // One record for each term, of which only the last one's value is read.
+    let mut sum = Var::constant(total.clone());
     for (weight, term) in terms {
-        if term.shape() != sum.shape() {
-            return Err(Error::shape("weighted_sum", "each term must be a number", &[term.shape()]));
-        }
-        if *weight == 0.0 {
-            continue;
-        }
-        let weight = *weight;
-        let value = Tensor::scalar(sum.value().item() + weight * term.value().item());
-        sum = tape.record([&sum, term], value, move |dy, _| {
-            let scaled = Tensor::scalar(weight * dy.item());
+        sum = tape.record([&sum, term], total.clone(), move |dy, _| {
+            let scaled = on_device_of!(dy, scale(&dy, weight))?;
             Ok([Some(dy), Some(scaled)])
         });
     }
@@ -87,7 +96,19 @@ fn check(op: &'static str, logits: &Var, labels: &Tensor) -> Result<()> {
     if labels.dtype() != DType::U8 {
         return Err(Error::shape(op, format!("labels must be u8, not {}", labels.dtype()), &[l]));
     }
-    let classes = x.last();
+    same_device(op, logits.value(), &[labels])?;
+    if labels.is_on_cpu() { check_labels(op, labels, x.last()) } else { Ok(()) }
+}
+
+/// Whether each of `labels`, U8 `(B, H, W)` on the CPU, is one of `classes` classes or [`IGNORE`].
+///
+/// The losses ask it of labels on the CPU. On a device a label that is no class counts as [`IGNORE`], so whoever moves
+/// labels there asks first.
+///
+/// # Errors
+/// When one is not; the message starts with `op`.
+pub fn check_labels(op: &str, labels: &Tensor, classes: usize) -> Result<()> {
+    let l = labels.shape();
     let is_bad = |&label: &u8| usize::from(label) >= classes && label != IGNORE;
     let labels = labels.as_slice::<u8>();
     if let Some(i) = labels.iter().position(is_bad) {
@@ -100,4 +121,17 @@ fn check(op: &'static str, logits: &Var, labels: &Tensor) -> Result<()> {
         )));
     }
     Ok(())
+}
+
+/// Whether all of `others` are on the device of `x`.
+pub(super) fn same_device(op: &str, x: &Tensor, others: &[&Tensor]) -> Result<()> {
+    match others.iter().find(|other| other.device() != x.device()) {
+        Some(other) => {
+            let (here, there) = (x.device(), other.device());
+            Err(Error::Config(format!(
+                "{op}: one tensor is on {here:?}, another on {there:?}: move them together"
+            )))
+        }
+        None => Ok(()),
+    }
 }

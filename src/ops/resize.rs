@@ -1,6 +1,7 @@
 //! Bilinear resizing with half-pixel centres: `align_corners=False`, without antialiasing.
 
 use crate::cpu::resize as cpu;
+use crate::cuda::resize as cuda;
 use crate::{Error, Result, Tape, Var};
 
 /// Each image of x at another size. An output position i reads the input at max((i + ½)·input/output − ½, 0).
@@ -20,6 +21,6 @@ pub fn resize(tape: &mut Tape, x: &Var, height: usize, width: usize) -> Result<V
     if (xs[2], xs[3]) == (height, width) {
         return Ok(x.clone());
     }
-    let y = cpu::forward(x.value(), height, width);
-    Ok(tape.record([x], y, move |dy, _| Ok([Some(cpu::backward(&dy, xs))])))
+    let y = on_device_of!(x.value(), forward(x.value(), height, width))?;
+    Ok(tape.record([x], y, move |dy, _| Ok([Some(on_device_of!(dy, backward(&dy, xs))?)])))
 }

@@ -1,7 +1,8 @@
 //! The fusion head's 3×3 convolution over resized maps; see [`crate::cpu::resized_taps`].
 
 use crate::cpu::resized_taps as cpu;
-use crate::{Error, Result, Tape, Tensor, Var};
+use crate::cuda::resized_taps as cuda;
+use crate::{Error, Result, Tape, Var};
 
 /// The input channels `from .. from + S·C` of a 3×3 convolution's weight as the weights of S linear layers, one for
 /// each group of C channels, whose outputs are the nine taps of O channels side by side.
@@ -11,27 +12,16 @@ use crate::{Error, Result, Tape, Tensor, Var};
 /// # Errors
 /// When the shapes do not fit.
 pub fn tap_weights(tape: &mut Tape, weight: &Var, from: usize, s: usize, c: usize) -> Result<Var> {
+    use crate::cpu::structure as cpu;
+    use crate::cuda::structure as cuda;
     let shape = weight.shape();
     if shape.rank() != 5 || shape[..1] != [1] || shape[2..4] != [3, 3] || from + s * c > shape[4] {
         let why = format!("the weight must be (1, O, 3, 3, I) and I at least {}", from + s * c);
         return Err(Error::shape("tap_weights", why, &[shape]));
     }
-    let (o, inputs) = (shape[1], shape[4]);
-    // Where the C numbers of row (stream, tap, output) begin in the weight.
-    let places = move || {
-        let rows = (0..s).flat_map(move |s| (0..9).flat_map(move |tap| (0..o).map(move |o| (s, tap, o))));
-        rows.map(move |(s, tap, output)| (output * 9 + tap) * inputs + from + s * c)
-    };
-    let mut y = Tensor::scratch([s, 9 * o, c]);
-    for (y, place) in y.f32_mut().chunks_exact_mut(c).zip(places()) {
-        y.copy_from_slice(&weight.value().f32()[place..place + c]);
-    }
+    let y = on_device_of!(weight.value(), tap_weights(weight.value(), from, s, c))?;
     Ok(tape.record([weight], y, move |dy, _| {
-        let mut dw = Tensor::zeros(shape);
-        for (dy, place) in dy.f32().chunks_exact(c).zip(places()) {
-            dw.f32_mut()[place..place + c].copy_from_slice(dy);
-        }
-        Ok([Some(dw)])
+        Ok([Some(on_device_of!(dy, tap_weights_backward(&dy, shape, from))?)])
     }))
 }
 
@@ -60,9 +50,9 @@ pub fn add_resized_taps(tape: &mut Tape, base: Var, maps: [&Var; 4]) -> Result<V
     }
     let [a, b, c, d] = maps.map(Var::key);
     let keys = [base.key(), a, b, c, d];
-    let y = cpu::forward(base.into_value(), maps.map(Var::value));
+    let y = on_device_of!(maps[0].value(), forward(base.into_value(), maps.map(Var::value)))?;
     Ok(tape.record_keys(keys, y, move |dy, _| {
-        let [a, b, c, d] = cpu::backward(&dy, shapes).map(Some);
+        let [a, b, c, d] = on_device_of!(dy, backward(&dy, shapes))?.map(Some);
         Ok([Some(dy), a, b, c, d])
     }))
 }

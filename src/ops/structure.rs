@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
-use rayon::prelude::*;
-
-use crate::{Error, Result, Shape, Tape, Tensor, Var};
+use crate::cpu::structure as cpu;
+use crate::cuda::structure as cuda;
+use crate::{Error, Result, Shape, Tape, Var};
 
 /// Entry `index` of the leading axis, as a leading axis of 1; shares the buffer of `x`.
 ///
@@ -13,11 +13,7 @@ use crate::{Error, Result, Shape, Tape, Tensor, Var};
 pub fn select(tape: &mut Tape, x: &Var, index: usize) -> Result<Var> {
     let y = x.value().narrow(index..index + 1)?;
     let shape = x.shape();
-    Ok(tape.record([x], y, move |dy, _| {
-        let mut dx = Tensor::zeros(shape);
-        dx.f32_mut()[index * dy.len()..(index + 1) * dy.len()].copy_from_slice(dy.f32());
-        Ok([Some(dx)])
-    }))
+    Ok(tape.record([x], y, move |dy, _| Ok([Some(on_device_of!(dy, select_backward(&dy, shape, index))?)])))
 }
 
 /// The same numbers under another shape.
@@ -39,25 +35,8 @@ pub fn concat_streams(tape: &mut Tape, x: &Var) -> Result<Var> {
     if shape.rank() < 2 || shape[0] != 2 {
         return Err(Error::shape("concat_streams", "x must be (2, ..., C)", &[shape]));
     }
-    let c = shape.last();
-    let mut y = Tensor::scratch(shape.with_dim(0, 1).with_last(2 * c));
-    let (a, b) = x.value().f32().split_at(x.value().len() / 2);
-    let rows = y.f32_mut().par_chunks_exact_mut(2 * c).with_min_len(256);
-    rows.zip(a.par_chunks_exact(c)).zip(b.par_chunks_exact(c)).for_each(|((y, a), b)| {
-        y[..c].copy_from_slice(a);
-        y[c..].copy_from_slice(b);
-    });
-    Ok(tape.record([x], y, move |dy, _| {
-        let mut dx = Tensor::scratch(shape);
-        let half = dx.len() / 2;
-        let (a, b) = dx.f32_mut().split_at_mut(half);
-        let rows = dy.f32().par_chunks_exact(2 * c).with_min_len(256);
-        rows.zip(a.par_chunks_exact_mut(c)).zip(b.par_chunks_exact_mut(c)).for_each(|((dy, a), b)| {
-            a.copy_from_slice(&dy[..c]);
-            b.copy_from_slice(&dy[c..]);
-        });
-        Ok([Some(dx)])
-    }))
+    let y = on_device_of!(x.value(), concat_streams(x.value()))?;
+    Ok(tape.record([x], y, move |dy, _| Ok([Some(on_device_of!(dy, concat_streams_backward(&dy))?)])))
 }
 
 /// The channels `range` of x.
@@ -74,15 +53,8 @@ pub fn select_channels(tape: &mut Tape, x: &Var, range: Range<usize>) -> Result<
             &[shape],
         ));
     }
-    let mut y = Tensor::scratch(shape.with_last(range.len()));
-    for (y, x) in y.f32_mut().chunks_exact_mut(range.len()).zip(x.value().f32().chunks_exact(c)) {
-        y.copy_from_slice(&x[range.clone()]);
-    }
+    let y = on_device_of!(x.value(), select_channels(x.value(), range.clone()))?;
     Ok(tape.record([x], y, move |dy, _| {
-        let mut dx = Tensor::zeros(shape);
-        for (dx, dy) in dx.f32_mut().chunks_exact_mut(c).zip(dy.f32().chunks_exact(range.len())) {
-            dx[range.clone()].copy_from_slice(dy);
-        }
-        Ok([Some(dx)])
+        Ok([Some(on_device_of!(dy, select_channels_backward(&dy, shape, range))?)])
     }))
 }

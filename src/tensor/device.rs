@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use super::DType;
 use crate::cuda::driver::Driver;
 
 /// Where a tensor's numbers are, and where operations on it are computed.
@@ -13,6 +14,31 @@ pub enum Device {
     Cpu,
     /// A CUDA device.
     Cuda(Arc<dyn Driver>),
+}
+
+/// How numbers are multiplied and activations stored. Parameters, sums, norms and losses are float32 always.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]
+pub enum Precision {
+    /// 32-bit float throughout.
+    #[default]
+    F32,
+    /// 32-bit storage; the factors of matrix products are rounded to 10 bits of mantissa.
+    Tf32,
+    /// IEEE half precision; training scales the loss.
+    F16,
+    /// bfloat16.
+    Bf16,
+}
+
+impl Precision {
+    /// The type of activations.
+    pub fn dtype(self) -> DType {
+        match self {
+            Self::F32 | Self::Tf32 => DType::F32,
+            Self::F16 => DType::F16,
+            Self::Bf16 => DType::BF16,
+        }
+    }
 }
 
 impl PartialEq for Device {

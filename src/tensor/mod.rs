@@ -12,7 +12,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 pub use buffer::{Buffer, live_bytes, peak_bytes, reset_peak_bytes};
-pub use device::Device;
+pub use device::{Device, Precision};
 pub use dtype::{DType, Element};
 pub use shape::{MAX_RANK, Shape};
 
@@ -83,12 +83,20 @@ impl Tensor {
     /// # Errors
     /// When the device has not enough memory, or reports an error.
     pub fn zeros_on(device: &Device, shape: impl Into<Shape>, dtype: DType) -> Result<Self> {
+        Self::filled_on(device, shape, dtype, 0)
+    }
+
+    /// A tensor on `device` whose bytes are all `byte`: 1 makes a mask of U8 that keeps everything.
+    ///
+    /// # Errors
+    /// When the device has not enough memory, or reports an error.
+    pub fn filled_on(device: &Device, shape: impl Into<Shape>, dtype: DType, byte: u8) -> Result<Self> {
         let mut t = Self::scratch_on(device, shape, dtype)?;
         let bytes = t.bytes();
         match Arc::get_mut(&mut t.storage) {
-            Some(Storage::Host(buffer)) => buffer.as_mut_slice::<u8>()[..bytes].fill(0),
+            Some(Storage::Host(buffer)) => buffer.as_mut_slice::<u8>()[..bytes].fill(byte),
             // SAFETY: the memory was allocated for these bytes, and nobody else has it.
-            Some(Storage::Device(memory)) => unsafe { memory.driver().fill(memory.address(), 0, bytes)? },
+            Some(Storage::Device(memory)) => unsafe { memory.driver().fill(memory.address(), byte, bytes)? },
             None => unreachable!("a new tensor shares nothing"),
         }
         Ok(t)
@@ -296,6 +304,40 @@ impl Tensor {
         Ok(Self { shape, start: self.start + range.start * row, ..self.clone() })
     }
 
+    /// The parts one after the other along the leading axis; they are on one device.
+    ///
+    /// # Errors
+    /// When there is none, they differ in more than the leading axis, or a device reports an error.
+    pub fn concat(parts: &[&Tensor]) -> Result<Self> {
+        let shapes: Vec<Shape> = parts.iter().map(|part| part.shape).collect();
+        let Some(first) = parts.first().filter(|part| part.shape.rank() > 0) else {
+            return Err(Error::shape("concat", "there is no leading axis", &shapes));
+        };
+        let row = |part: &Tensor| (part.dtype, part.shape.with_dim(0, 1), part.device());
+        if parts.iter().any(|part| part.shape.rank() == 0 || row(part) != row(first)) {
+            let why = "the parts differ in more than the leading axis";
+            return Err(Error::shape("concat", why, &shapes));
+        }
+        let length = shapes.iter().map(|shape| shape[0]).sum();
+        let mut all = Self::scratch_on(&first.device(), first.shape.with_dim(0, length), first.dtype)?;
+        let mut at = 0;
+        for part in parts {
+            let (start, bytes) = (part.start * part.dtype.size(), part.bytes());
+            match (&*part.storage, Arc::get_mut(&mut all.storage)) {
+                (Storage::Host(from), Some(Storage::Host(to))) => to.as_mut_slice::<u8>()[at..at + bytes]
+                    .copy_from_slice(&from.as_slice::<u8>()[start..start + bytes]),
+                // SAFETY: both memories hold these bytes, and the new one overlaps nothing.
+                (Storage::Device(from), Some(Storage::Device(to))) => unsafe {
+                    let (driver, from) = (from.driver(), from.address() + start as u64);
+                    driver.copy(from, to.address() + at as u64, bytes)?;
+                },
+                _ => unreachable!("the parts and their sum are on one device, and the sum is new"),
+            }
+            at += bytes;
+        }
+        Ok(all)
+    }
+
     /// The same numbers stored as `dtype`; float16 and bfloat16 round to nearest even.
     ///
     /// # Errors
@@ -361,6 +403,18 @@ mod tests {
         b.f32_mut()[0] = 9.0;
         assert_eq!(a.f32(), [1.0, 2.0, 3.0, 4.0]);
         assert_eq!(b.f32(), [9.0, 4.0]);
+    }
+
+    #[test]
+    fn parts_follow_one_another() {
+        let a = Tensor::from_slice([3, 2], &[1u8, 2, 3, 4, 5, 6]).unwrap();
+        let b = Tensor::filled_on(&Device::Cpu, [1, 2], DType::U8, 9).unwrap();
+        let all = Tensor::concat(&[&a.narrow(1..3).unwrap(), &b, &a.narrow(0..1).unwrap()]).unwrap();
+        assert_eq!((*all.shape()).to_vec(), [4, 2]);
+        assert_eq!(all.as_slice::<u8>(), [3, 4, 5, 6, 9, 9, 1, 2]);
+        assert!(Tensor::concat(&[]).is_err());
+        assert!(Tensor::concat(&[&a, &Tensor::zeros([1, 2])]).is_err());
+        assert!(Tensor::concat(&[&a, &a.reshape([2, 3]).unwrap()]).is_err());
     }
 
     #[test]

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{Arch, MaskedOutput};
 use crate::ops::{self, FusionTarget};
-use crate::{Result, Tape, Tensor, Var};
+use crate::{Device, Result, Tape, Tensor, Var};
 
 /// The weight of each term; a term with weight 0 is not computed.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
@@ -73,7 +73,19 @@ pub struct Losses {
     /// The weighted sum.
     pub total: Var,
     /// Each term that was computed, by its name in [`LossWeights`], without its weight.
-    pub terms: Vec<(&'static str, f32)>,
+    pub terms: Vec<(&'static str, Var)>,
+}
+
+impl Losses {
+    /// The weighted sum and the terms as numbers.
+    ///
+    /// # Errors
+    /// When a device reports one.
+    pub fn values(&self) -> Result<(f32, Vec<(&'static str, f32)>)> {
+        let number = |x: &Var| -> Result<f32> { Ok(x.value().to(&Device::Cpu)?.item()) };
+        let terms = self.terms.iter().map(|(name, term)| Ok((*name, number(term)?)));
+        Ok((number(&self.total)?, terms.collect::<Result<_>>()?))
+    }
 }
 
 /// Computes every term whose weight is not zero.
@@ -125,7 +137,7 @@ pub fn losses(
         let loss = ops::consistency(tape, &masked.logits, &plain.logits.detach(), labels)?;
         list.push(("cr", weights.cr, loss));
     }
-    let terms = list.iter().map(|(name, _, loss)| (*name, loss.value().item())).collect();
+    let terms = list.iter().map(|(name, _, loss)| (*name, loss.clone())).collect();
     let weighted: Vec<(f32, Var)> = list.into_iter().map(|(_, weight, loss)| (weight, loss)).collect();
     Ok(Losses { total: ops::weighted_sum(tape, &weighted)?, terms })
 }

@@ -1,6 +1,7 @@
 use amdanet::ops::BatchNorm;
-use amdanet::{Shape, Tape, Tensor, Var, ops};
+use amdanet::{Device, Shape, Tape, Tensor, Var, ops};
 
+use crate::device;
 use crate::gradient::{check, check_threads, random, relative_error};
 
 const EPS: f32 = 1e-3;
@@ -132,4 +133,55 @@ fn unusable_inputs_are_errors() {
     assert!(e.contains("(1, 2, 2, 2, 5)"), "{e}");
     let e = run(random([1, 2, 2, 2, 4], 3), BatchNorm::Eval { mean: &mean, variance: &Tensor::zeros([4]) });
     assert!(e.unwrap_err().contains("running"));
+}
+
+#[test]
+fn on_a_device() {
+    let more = [[1, 2, 9, 70, 16].into(), [1, 3, 11, 4, 64].into(), [2, 1, 3, 7, 35].into()];
+    let wide = [[1, 1, 4, 1, 1].into(), [1, 1, 5, 1, 520].into(), [1, 1, 1, 4, 2056].into()];
+    for shape in cases().into_iter().chain(more).chain(wide) {
+        let [x, w, b] = inputs(shape);
+        // Mean and slope take up two of the gradient's dimensions: of two or three rows next to nothing is left.
+        if shape.len() / w.len() > 3 {
+            device::check(&[x.clone()], &[w.clone(), b.clone()], &[], |t, v, _| {
+                Ok(ops::batch_norm_relu(t, &v[0], &v[1], &v[2], BatchNorm::Train, EPS)?.0)
+            });
+        }
+        device::check(&[x], &[w, b], &running(shape), |t, v, constants| {
+            let mode = BatchNorm::Eval { mean: &constants[0], variance: &constants[1] };
+            Ok(ops::batch_norm_relu(t, &v[0], &v[1], &v[2], mode, EPS)?.0)
+        });
+    }
+}
+
+/// A large mean, many rows, and a first row that is far from it.
+#[test]
+fn statistics_on_a_device() {
+    for (rows, c) in [(7000, 1), (3001, 16), (2999, 35), (2100, 64)] {
+        let shape = Shape::from([2, 1, 1, rows, c]);
+        let mut x = random(shape, 7);
+        x.f32_mut().iter_mut().for_each(|v| *v += 1000.0);
+        x.f32_mut()[..c].fill(900.0);
+        let [mean, _, unbiased] = plain_statistics(&x);
+        for device in device::all() {
+            let [x, w, b] = [x.clone(), random([2, c], 2), random([2, c], 3)]
+                .map(|t| Var::constant(t.to(device).unwrap()));
+            let (_, statistics) =
+                ops::batch_norm_relu(&mut Tape::off(), &x, &w, &b, BatchNorm::Train, EPS).unwrap();
+            let statistics = statistics.unwrap();
+            let [m, v] = [&statistics.mean, &statistics.variance].map(|t| t.to(&Device::Cpu).unwrap());
+            assert!(relative_error(m.f32(), &to_f32(&mean)) < 1e-7, "{c}");
+            assert!(relative_error(v.f32(), &to_f32(&unbiased)) < 1e-5, "{c}");
+
+            // Into running statistics that somebody else holds too.
+            let before = random([2, c], 4).to(device).unwrap();
+            let (mut running, mut want) = (before.clone(), before.to(&Device::Cpu).unwrap());
+            ops::update_running(&mut running, &statistics.mean, 0.1).unwrap();
+            ops::update_running(&mut running, &statistics.mean, 0.1).unwrap();
+            ops::update_running(&mut want, &m, 0.1).unwrap();
+            ops::update_running(&mut want, &m, 0.1).unwrap();
+            assert!(relative_error(running.to(&Device::Cpu).unwrap().f32(), want.f32()) < 1e-6);
+            assert_eq!(before.to(&Device::Cpu).unwrap().f32(), random([2, c], 4).f32());
+        }
+    }
 }

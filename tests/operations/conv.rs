@@ -1,6 +1,7 @@
 use amdanet::ops::{self, Window};
-use amdanet::{Tape, Tensor, Var};
+use amdanet::{DType, Device, Tape, Tensor, Var};
 
+use crate::device;
 use crate::gradient::{check_with, random, relative_error};
 
 /// Streams, batch, height, width, inputs, outputs, kernel, stride, padding.
@@ -62,6 +63,43 @@ fn gradients() {
     for case in CASES {
         let window = Window { stride: case[7], padding: case[8] };
         check_with(&inputs(case), 0.5, 1e-4, |t, v| ops::conv(t, &v[0], &v[1], &v[2], window));
+    }
+}
+
+#[test]
+fn on_a_device() {
+    let more = [
+        // Vectors: 8 and 16 channels; windows that touch; a single pixel; windows as wide as the input.
+        [2, 3, 9, 11, 8, 16, 3, 2, 1],
+        [1, 3, 8, 12, 16, 8, 4, 4, 0],
+        [2, 2, 5, 7, 8, 3, 1, 1, 0],
+        [1, 2, 12, 4, 3, 5, 4, 4, 0],
+        [2, 1, 6, 7, 24, 8, 3, 1, 1],
+        [1, 1, 7, 9, 2, 3, 3, 3, 2],
+        [1, 2, 9, 9, 2, 3, 1, 2, 0],
+        [1, 1, 4, 5, 3, 2, 3, 1, 4],
+    ];
+    for case in CASES.into_iter().chain(more) {
+        let window = Window { stride: case[7], padding: case[8] };
+        device::check(&inputs(case), &[], &[], |t, v, _| ops::conv(t, &v[0], &v[1], &v[2], window));
+    }
+}
+
+/// More patches than are gathered at once, in whole rows and in whole images.
+#[test]
+fn in_parts_on_a_device() {
+    for case in [[1, 3, 130, 161, 12, 1, 7, 2, 3], [1, 2, 110, 160, 7, 1, 7, 1, 3]] {
+        let window = Window { stride: case[7], padding: case[8] };
+        let inputs = inputs(case);
+        let run = |device: &Device, dtype| {
+            device::run(device, dtype, 0, DType::F32, (&inputs, &[], &[]), |t, v, _| {
+                ops::conv(t, &v[0], &v[1], &v[2], window)
+            })
+        };
+        let want = run(&Device::Cpu, DType::F32);
+        for (i, (got, want)) in run(&device::all()[0], DType::F32).iter().zip(&want).enumerate() {
+            device::assert_error(got, want, &format!("result {i} of {case:?}"));
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 use amdanet::ops::{self, Window};
 use amdanet::{Tape, Tensor, Var};
 
+use crate::device;
 use crate::gradient::{check_with, random, relative_error};
 
 /// Streams, batch, height, width, channels.
@@ -41,4 +42,16 @@ fn gradients() {
     for case in CASES {
         check_with(&inputs(case), 0.1, 1e-3, |t, v| ops::depthwise_gelu(t, &v[0], &v[1], &v[2]));
     }
+}
+
+#[test]
+fn on_a_device() {
+    let more = [[2, 3, 33, 7, 8], [1, 2, 17, 20, 136], [1, 1, 35, 3, 20]];
+    for case in CASES.into_iter().chain(more) {
+        device::check(&inputs(case), &[], &[], |t, v, _| ops::depthwise_gelu(t, &v[0], &v[1], &v[2]));
+    }
+    // Where GELU is x itself or nothing, and its derivative one or zero.
+    let mut large = inputs([1, 1, 5, 6, 8]);
+    large[0].f32_mut().iter_mut().for_each(|x| *x *= 1000.0);
+    device::check(&large, &[], &[], |t, v, _| ops::depthwise_gelu(t, &v[0], &v[1], &v[2]));
 }

@@ -1,6 +1,7 @@
 use amdanet::ops::{self, FusionTarget};
-use amdanet::{Tape, Tensor, Var};
+use amdanet::{Device, Tape, Tensor, Var};
 
+use crate::device;
 use crate::gradient::{check_with, dot, random, relative_error};
 
 const TARGETS: [FusionTarget; 2] = [FusionTarget::LargerGradient, FusionTarget::BrighterSource];
@@ -142,6 +143,44 @@ fn gradients() {
 }
 
 #[test]
+fn on_a_device() {
+    // One tile, several with rests in both directions, and several samples of them.
+    for case in CASES.into_iter().chain([[1, 16, 32], [1, 18, 34], [3, 37, 70]]) {
+        let i = inputs(case);
+        for target in TARGETS {
+            device::check(std::slice::from_ref(&i.image), &[], &constants(&i), |t, v, c| {
+                ops::fusion_loss(t, &v[0], &c[0], &c[1], &c[2], target)
+            });
+        }
+    }
+}
+
+/// Where differences vanish their sign is 0: greys, black and white, and equal pictures have many such places.
+#[test]
+fn equal_colours_on_a_device() {
+    let mut i = inputs([2, 21, 40]);
+    let level = |k: usize| [0.0, 1.0, 0.375, 0.8125][k * 7 % 11 % 4];
+    for (k, v) in i.image.f32_mut().iter_mut().enumerate() {
+        *v = level(k / 3);
+    }
+    for (k, v) in i.visible.f32_mut().iter_mut().enumerate() {
+        *v = level(k / 3 + k / 90);
+    }
+    for (k, v) in i.infrared.f32_mut().iter_mut().enumerate() {
+        *v = level(k / 3 + k / 200);
+    }
+    for target in TARGETS {
+        device::check(std::slice::from_ref(&i.image), &[], &constants(&i), |t, v, c| {
+            ops::fusion_loss(t, &v[0], &c[0], &c[1], &c[2], target)
+        });
+    }
+}
+
+fn constants(i: &Inputs) -> [Tensor; 3] {
+    [&i.visible, &i.infrared, &i.valid].map(Tensor::clone)
+}
+
+#[test]
 fn without_a_recording_only_the_value_is_computed() {
     let i = inputs([2, 19, 9]);
     for target in TARGETS {
@@ -150,6 +189,14 @@ fn without_a_recording_only_the_value_is_computed() {
         let y = loss(&mut tape, &x, &i, target).value().item();
         assert_eq!(loss(&mut tape, &x.detach(), &i, target).value().item(), y);
         assert_eq!(loss(&mut Tape::off(), &x, &i, target).value().item(), y);
+        for device in device::all() {
+            let [image, visible, infrared, valid] =
+                [&i.image, &i.visible, &i.infrared, &i.valid].map(|x| x.to(device).unwrap());
+            let image = Var::constant(image);
+            let got = ops::fusion_loss(&mut Tape::new(), &image, &visible, &infrared, &valid, target);
+            let got = got.unwrap().value().to(&Device::Cpu).unwrap();
+            device::assert_error(&got, &Tensor::scalar(y), "the value alone");
+        }
     }
 }
 
@@ -184,6 +231,9 @@ fn shapes_that_do_not_fit_are_named() {
         let e = e.unwrap_err().to_string();
         assert!(e.contains("fusion_loss") && e.contains("7, 5"), "{e}");
     }
+    let elsewhere = i.infrared.to(&device::all()[0]).unwrap();
+    let e = ops::fusion_loss(&mut Tape::off(), &image, &i.visible, &elsewhere, &i.valid, TARGETS[0]);
+    assert!(e.unwrap_err().to_string().contains("fusion_loss"));
     let valid = Tensor::zeros([2, 5, 7]);
     assert!(ops::fusion_loss(&mut Tape::off(), &image, &i.visible, &i.infrared, &valid, TARGETS[0]).is_err());
 }

@@ -1,5 +1,8 @@
-use amdanet::{Result, Tape, Tensor, Var, ops};
+use std::slice::from_ref;
 
+use amdanet::{DType, Device, Result, Tape, Tensor, Var, ops};
+
+use crate::device;
 use crate::gradient::{check, dot, random};
 
 /// Batch, rows, columns, classes: odd sizes, one pixel, one class, and several blocks of pixels.
@@ -109,6 +112,95 @@ fn gradients() {
     check(&[number(1), number(2), number(3)], |t, v| {
         ops::weighted_sum(t, &[(0.5, v[0].clone()), (-2.0, v[1].clone()), (1.0, v[2].clone())])
     });
+}
+
+#[test]
+fn on_a_device() {
+    // Rows of whole groups of 16 bytes, the widest row of classes, several blocks of pixels, and a batch of three.
+    let more = [(1, 4, 8, 16), (2, 3, 50, 8), (3, 7, 9, 40), (1, 33, 300, 2), (1, 1, 40, 254)];
+    for case in CASES.into_iter().chain(more) {
+        // The target's values, eighths, are the same in all types.
+        let mut target = logits(case, 2);
+        target.f32_mut().iter_mut().for_each(|v| *v = (*v * 8.0).round() / 8.0);
+        let labels = labels(case);
+        // With large logits most probabilities are 0 or 1 and most gradients nothing but rounding: where there are many
+        // pixels, the undecided ones outweigh those.
+        let scales = if labels.len() > 30 { vec![1.0, 100.0] } else { vec![1.0] };
+        for scale in scales {
+            let mut x = logits(case, 1);
+            x.f32_mut().iter_mut().for_each(|v| *v *= scale);
+            for loss in [ops::cross_entropy, ops::dice] {
+                device::check(from_ref(&x), &[], from_ref(&labels), |t, v, c| loss(t, &v[0], &c[0]));
+            }
+            device::check(&[x], &[], &[labels.clone(), target.clone()], |t, v, c| {
+                let target = Var::constant(c[1].cast(v[0].value().dtype())?);
+                ops::consistency(t, &v[0], &target, &c[0])
+            });
+        }
+    }
+}
+
+#[test]
+fn a_weighted_sum_on_a_device() {
+    // More terms than one launch takes.
+    for n in [1, 3, 8, 19] {
+        let terms: Vec<Tensor> = (0..n).map(|i| random([1], i)).collect();
+        device::check(&[], &terms, &[], |t, v, _| {
+            let weighted: Vec<(f32, Var)> =
+                (1u8..).map(|i| f32::from(i) * 0.3 - 1.0).zip(v.to_vec()).collect();
+            ops::weighted_sum(t, &weighted)
+        });
+    }
+}
+
+#[test]
+fn on_a_device_labels_that_are_no_class_are_ignored() {
+    let case = (2, 9, 31, 5);
+    let labels = labels(case);
+    let mut bad = labels.clone();
+    for label in bad.as_mut_slice::<u8>().iter_mut().filter(|label| **label == 255) {
+        *label = 5;
+    }
+    bad.as_mut_slice::<u8>()[0] = 254;
+    let mut ignored = labels.clone();
+    ignored.as_mut_slice::<u8>()[0] = 255;
+    let every = Tensor::from_slice([2, 9, 31], &[255u8; 2 * 9 * 31]).unwrap();
+    for device in device::all() {
+        for (given, meant) in [(&bad, &ignored), (&every, &every)] {
+            for (name, loss) in LOSSES {
+                let run = |device: &Device, labels: &Tensor| {
+                    let place = |x: Tensor| x.to(device).unwrap();
+                    let mut tape = Tape::new();
+                    let x = tape.leaf(place(logits(case, 1)));
+                    let labels = place(labels.clone());
+                    let y = match name {
+                        "consistency" => {
+                            let target = Var::constant(place(logits(case, 2)));
+                            ops::consistency(&mut tape, &x, &target, &labels).unwrap()
+                        }
+                        _ => loss(&mut tape, &x, &labels).unwrap(),
+                    };
+                    let dx = tape.backward(&y).unwrap().take(&x).unwrap();
+                    [y.into_value(), dx].map(|x| x.to(&Device::Cpu).unwrap())
+                };
+                let want = run(&Device::Cpu, meant);
+                for (got, want) in run(device, given).iter().zip(&want) {
+                    device::assert_error(got, want, name);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn tensors_on_two_devices_are_an_error() {
+    let case = CASES[0];
+    let device = &device::all()[0];
+    let (x, labels) = (Var::constant(logits(case, 1)), labels(case).to(device).unwrap());
+    let e = ops::cross_entropy(&mut Tape::off(), &x, &labels).unwrap_err().to_string();
+    assert!(e.contains("cross_entropy") && e.contains("cpu"), "{e}");
+    let x = Var::constant(x.value().cast(DType::F16).unwrap().to(device).unwrap());
+    assert!(ops::consistency(&mut Tape::off(), &x, &Var::constant(logits(case, 1)), &labels).is_err());
 }
 
 #[test]

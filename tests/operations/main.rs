@@ -1,5 +1,6 @@
 //! Every operation against numeric gradients and against plain loops, at odd sizes.
 
+mod adamw;
 mod argmax;
 mod attention;
 mod batch_norm;

@@ -1,5 +1,6 @@
 use amdanet::{Tape, Tensor, Var, ops};
 
+use crate::device;
 use crate::gradient::{check_threads, check_with, random, relative_error};
 
 /// Streams, batch, height, width, channels; new height, new width.
@@ -75,6 +76,18 @@ fn gradients() {
         let y = ops::resize(t, &v[0], 3, 4)?;
         ops::add(t, &y, v[0].clone())
     });
+}
+
+#[test]
+fn on_a_device() {
+    let wide = [([1, 2, 3, 5, 24], 13, 10), ([2, 1, 33, 2, 8], 66, 5), ([1, 1, 40, 37, 16], 7, 9)];
+    for (shape, height, width) in CASES.into_iter().chain(wide) {
+        device::check(&[random(shape, 1)], &[], &[], |t, v, _| ops::resize(t, &v[0], height, width));
+    }
+    // Large values: weights of one pixel add up to one, so nothing overflows that fits.
+    let mut large = random([1, 1, 4, 6, 8], 1);
+    large.f32_mut().iter_mut().for_each(|x| *x *= 65504.0);
+    device::check(&[large], &[], &[], |t, v, _| ops::resize(t, &v[0], 9, 11));
 }
 
 #[test]

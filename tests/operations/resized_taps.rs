@@ -1,6 +1,7 @@
 use amdanet::ops::{self, Window};
 use amdanet::{Result, Tape, Tensor, Var};
 
+use crate::device;
 use crate::gradient::{check_threads, check_with, random, relative_error};
 
 /// Batch, height, width, channels of a map, outputs; the sizes of the four maps.
@@ -70,6 +71,31 @@ fn gradients() {
         let inputs = inputs(case, sizes);
         check_with(&inputs, 0.5, 1e-4, |t, v| folded(t, v, case[3]));
         check_threads(&inputs, |t, v| folded(t, v, case[3]));
+    }
+}
+
+#[test]
+fn on_a_device() {
+    // Beside these: channels by the vector, more rows than a strip has, one map larger than the base.
+    let more = [
+        ([1, 70, 9, 0, 8], [[18, 3], [9, 2], [5, 1], [3, 9]]),
+        ([3, 5, 66, 0, 16], [[2, 17], [5, 33], [11, 9], [1, 70]]),
+        ([1, 3, 4, 0, 24], [[1, 1], [3, 4], [2, 2], [1, 2]]),
+    ];
+    for ([b, h, w, _, o], sizes) in CASES.into_iter().take(3).chain(more) {
+        let mut inputs = vec![random([1, b, h, w, o], 9)];
+        inputs.extend(sizes.iter().zip(1..).map(|(&[h, w], seed)| random([2, b, h, w, 9 * o], seed)));
+        // The base is shared with its variable.
+        device::check(&inputs, &[], &[], |t, v, _| {
+            ops::add_resized_taps(t, v[0].clone(), [&v[1], &v[2], &v[3], &v[4]])
+        });
+        if o == 24 {
+            // The buffer of the base is reused.
+            device::check(&inputs, &[], &[], |t, v, _| {
+                let base = ops::add(t, &v[0], v[0].clone())?;
+                ops::add_resized_taps(t, base, [&v[1], &v[2], &v[3], &v[4]])
+            });
+        }
     }
 }
 

@@ -1,0 +1,96 @@
+// Random masks, and what applies masks and factors.
+//
+// Element i of a mask is lane i mod 4 of the Philox counter i / 4, the same bits as src/random.rs. A thread makes 16 of
+// them. Where all addresses are multiples of 16 bytes, the first threads of the others take a group of that size each,
+// and the last ones a number.
+#include <common.cuh>
+
+using u64 = unsigned long long;
+using u8 = unsigned char;
+
+// Philox4x32-10 (Salmon et al., SC 2011).
+__device__ inline void philox(unsigned (&counter)[4], u64 seed) {
+    unsigned low = static_cast<unsigned>(seed), high = static_cast<unsigned>(seed >> 32);
+#pragma unroll
+    for (int round = 0; round < 10; ++round) {
+        const u64 p0 = static_cast<u64>(counter[0]) * 0xD2511F53u, p1 = static_cast<u64>(counter[2]) * 0xCD9E8D57u;
+        counter[0] = static_cast<unsigned>(p1 >> 32) ^ counter[1] ^ low;
+        counter[1] = static_cast<unsigned>(p1);
+        counter[2] = static_cast<unsigned>(p0 >> 32) ^ counter[3] ^ high;
+        counter[3] = static_cast<unsigned>(p0);
+        low += 0x9E3779B9u;
+        high += 0xBB67AE85u;
+    }
+}
+
+// Elements of a mask that a thread makes.
+constexpr int kElements = 16;
+
+// mask[i] = 1 where the number in [0, 1) of word i is below `keep`, else 0. `mask` is a multiple of 16 bytes.
+extern "C" __global__ void feature_mask(u8* mask, float keep, u64 seed, u64 stream, u64 len) {
+    const u64 first = (static_cast<u64>(blockIdx.x) * blockDim.x + threadIdx.x) * kElements;
+    if (first >= len) return;
+    Pack<u8, kElements> kept;
+#pragma unroll
+    for (int i = 0; i < kElements; i += 4) {
+        const u64 index = (first + i) / 4;
+        unsigned words[4] = {static_cast<unsigned>(index), static_cast<unsigned>(index >> 32),
+                             static_cast<unsigned>(stream), static_cast<unsigned>(stream >> 32)};
+        philox(words, seed);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) kept.v[i + j] = static_cast<float>(words[j] >> 8) * (1.0f / (1 << 24)) < keep;
+    }
+    if (first + kElements <= len) {
+        *reinterpret_cast<Pack<u8, kElements>*>(mask + first) = kept;
+        return;
+    }
+#pragma unroll
+    for (int i = 0; i < kElements; ++i) {
+        if (first + i < len) mask[first + i] = kept.v[i];
+    }
+}
+
+// y[i] = x[i] where mask[i] is not 0, elsewhere 0.
+template <class T>
+__device__ void apply_mask(const T* x, const u8* mask, T* y, u64 groups, u64 len) {
+    constexpr int N = kLanes<T>;
+    const u64 thread = static_cast<u64>(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (thread < groups) {
+        Pack<T, N> v = reinterpret_cast<const Pack<T, N>*>(x)[thread];
+        const Pack<u8, N> kept = reinterpret_cast<const Pack<u8, N>*>(mask)[thread];
+#pragma unroll
+        for (int j = 0; j < N; ++j) v.v[j] = kept.v[j] == 0 ? from_float<T>(0.0f) : v.v[j];
+        reinterpret_cast<Pack<T, N>*>(y)[thread] = v;
+        return;
+    }
+    const u64 i = groups * N + (thread - groups);
+    if (i < len) y[i] = mask[i] == 0 ? from_float<T>(0.0f) : x[i];
+}
+
+// x, y (samples, pixels, C), factors (samples, C): y[n, p, c] = x[n, p, c]·factors[n, c]. `len` is a sample's numbers.
+// `lanes` is N, and then C is 1 or a multiple of N and `len` is one, or 1. Grid: len/lanes threads, samples.
+template <int N, class T>
+__device__ void scale(const T* x, const float* factors, T* y, int len, int c) {
+    const unsigned i = (blockIdx.x * blockDim.x + threadIdx.x) * N;
+    if (i >= static_cast<unsigned>(len)) return;
+    const size_t at = static_cast<size_t>(blockIdx.y) * len + i;
+    factors += static_cast<size_t>(blockIdx.y) * c + i % c;
+    float v[N];
+    load(x + at, v);
+#pragma unroll
+    for (int j = 0; j < N; ++j) v[j] *= factors[c == 1 ? 0 : j];
+    store(y + at, v);
+}
+
+#define KERNELS(T, t)                                                                                             \
+    extern "C" __global__ void apply_mask_##t(const T* x, const u8* mask, T* y, u64 groups, u64 len) {            \
+        apply_mask(x, mask, y, groups, len);                                                                      \
+    }                                                                                                             \
+    extern "C" __global__ void scale_##t(const T* x, const float* factors, T* y, int len, int c, int lanes) {     \
+        if (lanes == 1) {                                                                                         \
+            scale<1>(x, factors, y, len, c);                                                                      \
+        } else {                                                                                                  \
+            scale<kLanes<T>>(x, factors, y, len, c);                                                              \
+        }                                                                                                         \
+    }
+FOR_TYPES(KERNELS)

@@ -1,0 +1,71 @@
+//! Files that are whole or not there.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::path::Path;
+
+use crate::{Error, Result};
+
+/// Writes `path` through a temporary file beside it, which takes its name once everything is on the disk: whoever reads
+/// `path`, and whenever the machine stops, finds the old content or the new one.
+///
+/// # Errors
+/// When the system refuses; the old file, if there was one, is as it was.
+pub fn write_atomically(
+    path: &Path,
+    content: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
+) -> Result<()> {
+    replace(path, |temporary| {
+        let mut to = BufWriter::with_capacity(1 << 20, File::create(temporary)?);
+        content(&mut to)?;
+        to.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
+    })
+}
+
+/// Makes `path` another name of the file `existing`, or a copy of it where the file system has no such thing.
+///
+/// # Errors
+/// When the system refuses; the old file, if there was one, is as it was.
+pub fn link_atomically(existing: &Path, path: &Path) -> Result<()> {
+    replace(path, |temporary| {
+        fs::hard_link(existing, temporary).or_else(|_| {
+            fs::copy(existing, temporary)?;
+            File::open(temporary)?.sync_all()
+        })
+    })
+}
+
+/// Lets `make` make a file of another name, and gives it the name `path`.
+fn replace(path: &Path, make: impl FnOnce(&Path) -> io::Result<()>) -> Result<()> {
+    let Some(name) = path.file_name() else {
+        return Err(Error::file(path, "cannot be written: this is not the name of a file"));
+    };
+    let mut temporary = OsString::from(".");
+    temporary.push(name);
+    temporary.push(format!(".{}.tmp", std::process::id()));
+    let temporary = path.with_file_name(temporary);
+    let write = || -> io::Result<()> {
+        make(&temporary)?;
+        fs::rename(&temporary, path)?;
+        // The rename itself is on the disk only once the folder is. Windows has no such call.
+        #[cfg(unix)]
+        {
+            let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            File::open(folder)?.sync_all()?;
+        }
+        Ok(())
+    };
+    let done = write();
+    // After a rename there is nothing left to remove, unless both were names of one file already.
+    let _ = fs::remove_file(&temporary);
+    done.map_err(Error::io(path, "write"))
+}
+
+/// [`write_atomically`] for bytes at hand.
+///
+/// # Errors
+/// As there.
+pub fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_atomically(path, |to| to.write_all(bytes))
+}
