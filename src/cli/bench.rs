@@ -6,12 +6,14 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use super::{Machine, Network, Size, say, say_json};
+use crate::cuda::driver::Work;
+use crate::cuda::trace::{Entry, Trace};
 use crate::data::Batch;
 use crate::model::Amdanet;
 use crate::nn::Pass;
 use crate::random::Philox;
 use crate::train::{Config, Recipe, Trainer};
-use crate::{Error, Result, Tensor, cpu, tensor};
+use crate::{DType, Device, Error, Precision, Result, Tensor, cpu, cuda, tensor};
 
 #[derive(Subcommand)]
 pub enum Bench {
@@ -19,6 +21,8 @@ pub enum Bench {
     Model(Options),
     /// Time of one training step: two predictions, losses, gradients, AdamW
     Train(Options),
+    /// Each kernel of an inference and of a training step, with its bytes, operations and time on a CUDA device
+    Kernels(KernelOptions),
 }
 
 #[derive(Args)]
@@ -44,6 +48,15 @@ pub struct Options {
     machine: Machine,
 }
 
+#[derive(Args)]
+pub struct KernelOptions {
+    /// List the launches with their bytes and operations; needs no device
+    #[arg(long)]
+    list: bool,
+    #[command(flatten)]
+    options: Options,
+}
+
 /// The largest batch.
 const MOST_PAIRS: usize = 1024;
 
@@ -56,23 +69,26 @@ struct Spread {
 
 impl Bench {
     pub fn run(self) -> Result<()> {
-        let (options, training) = match &self {
-            Self::Model(o) => (o, false),
-            Self::Train(o) => (o, true),
+        let options = match &self {
+            Self::Model(o) | Self::Train(o) => o,
+            Self::Kernels(k) => &k.options,
         };
-        options.machine.set_up()?;
         if !(1..=MOST_PAIRS).contains(&options.batch) || options.runs == 0 {
             let (batch, runs) = (options.batch, options.runs);
             return Err(Error::Config(format!(
                 "--batch {batch} --runs {runs}: a batch is 1 to {MOST_PAIRS} pairs, and at least 1 run is measured"
             )));
         }
-        if training { options.train() } else { options.model() }
+        match &self {
+            Self::Model(_) => options.model(),
+            Self::Train(_) => options.train(),
+            Self::Kernels(k) => k.run(),
+        }
     }
 }
 
 impl Options {
-    fn build(&self) -> Result<(Amdanet, Config)> {
+    fn build(&self, device: &Device) -> Result<(Amdanet, Config)> {
         let Network { encoder, arch, classes } = self.network;
         let mut config = Config::new(None, Recipe::Release, encoder, arch, Some(classes));
         (config.augment.height, config.augment.width) = (self.size.height, self.size.width);
@@ -80,6 +96,7 @@ impl Options {
         config.run.steps = 1_000_000;
         let mut model = Amdanet::new(config.model.clone())?;
         model.params.initialise(0);
+        model.params.place(device, self.machine.precision.dtype())?;
         Ok((model, config))
     }
 
@@ -100,9 +117,10 @@ impl Options {
     }
 
     fn model(&self) -> Result<()> {
-        let (model, _) = self.build()?;
-        let batch = self.batch()?;
-        let spread = self.time(|| {
+        let device = self.machine.set_up()?;
+        let (model, _) = self.build(&device)?;
+        let batch = self.batch()?.to(&device)?;
+        let spread = self.time(&device, || {
             cpu::on_pool(|| {
                 let mut pass = Pass::eval(&model.params);
                 model.forward(&mut pass, &batch.visible, &batch.infrared).map(drop)
@@ -111,19 +129,24 @@ impl Options {
         let gflop = model.costs(self.size.height, self.size.width).iter().map(|c| c.flop).sum::<u64>() as f64
             * self.batch as f64
             / 1e9;
-        self.report("latency_ms", &spread, gflop)
+        self.report("latency_ms", &device, &spread, gflop)
     }
 
     fn train(&self) -> Result<()> {
-        let (model, config) = self.build()?;
-        let batch = self.batch()?;
+        let device = self.machine.set_up()?;
+        let (model, config) = self.build(&device)?;
+        let batch = self.batch()?.to(&device)?;
         let mut trainer = Trainer::new(model, config);
-        let spread = self.time(|| trainer.step(&batch).map(drop))?;
-        self.report("step_ms", &spread, 0.0)
+        let spread = self.time(&device, || trainer.step(&batch).map(drop))?;
+        self.report("step_ms", &device, &spread, 0.0)
     }
 
-    /// Milliseconds of `f`.
-    fn time(&self, mut f: impl FnMut() -> Result<()>) -> Result<Spread> {
+    /// Milliseconds of `f` and of what it leaves to do on `device`.
+    fn time(&self, device: &Device, mut f: impl FnMut() -> Result<()>) -> Result<Spread> {
+        let mut f = || {
+            f()?;
+            device.synchronise()
+        };
         for _ in 0..self.warmup {
             f()?;
         }
@@ -137,19 +160,21 @@ impl Options {
         Ok(Spread { median: times[times.len() / 2], min: times[0], max: times[times.len() - 1] })
     }
 
-    fn report(&self, key: &str, time: &Spread, gflop: f64) -> Result<()> {
+    fn report(&self, key: &str, device: &Device, time: &Spread, gflop: f64) -> Result<()> {
         let threads = rayon::current_num_threads();
+        let precision = format!("{:?}", self.machine.precision).to_lowercase();
         let peak = resident_peak();
         let size = format!("{}x{}", self.size.height, self.size.width);
         if self.json {
             return say_json(&serde_json::json!({
                 "encoder": self.network.encoder, "arch": self.network.arch, "classes": self.network.classes, "size": size,
-                "batch": self.batch, "threads": threads, "runs": self.runs, key: time,
+                "batch": self.batch, "device": format!("{device:?}"), "precision": precision, "threads": threads,
+                "runs": self.runs, key: time,
                 "peak_bytes": peak, "tensor_peak_bytes": tensor::peak_bytes(),
             }));
         }
         say(format!(
-            "{} {} {size} batch {}, {threads} threads: {:.1} ms (median of {}; {:.1} to {:.1}), {:.2} pairs/s",
+            "{} {} {size} batch {}, {device:?}, {precision}, {threads} threads: {:.1} ms (median of {}; {:.1} to {:.1}), {:.2} pairs/s",
             self.network.encoder,
             self.network.arch,
             self.batch,
@@ -168,6 +193,136 @@ impl Options {
             tensor::peak_bytes() as f64 / 1e9
         ));
         Ok(())
+    }
+}
+
+impl KernelOptions {
+    fn run(&self) -> Result<()> {
+        let device = match self.list {
+            true => None,
+            false => match self.options.machine.set_up()? {
+                Device::Cuda(driver) => Some(driver),
+                Device::Cpu => {
+                    let what =
+                        "kernels are measured on a CUDA device (see `amdanet devices`); --list needs none";
+                    return Err(Error::Config(what.into()));
+                }
+            },
+        };
+        let trace = Trace::new(device.clone());
+        let place = Device::Cuda(trace.clone());
+        let batch = self.options.batch()?.to(&place)?;
+        let ceilings =
+            device.as_ref().map(|_| Ceilings::measure(&place, self.options.machine.precision)).transpose()?;
+        if let (Some(c), Some(device)) = (&ceilings, &device) {
+            let (copy, product) = (c.copy / 1e9, c.product / 1e12);
+            say(format!("{}: copies {copy:.0} GB/s, products {product:.0} TFLOP/s", device.name()));
+        }
+        let mut json = serde_json::Map::new();
+        for training in [false, true] {
+            let (model, config) = self.options.build(&place)?;
+            let mut trainer = Trainer::new(model, config);
+            let mut step = || match training {
+                true => trainer.step(&batch).map(drop),
+                false => {
+                    let mut pass = Pass::eval(&trainer.model.params);
+                    trainer.model.forward(&mut pass, &batch.visible, &batch.infrared).map(drop)
+                }
+            };
+            // What is loaded and tuned at the first launch is not measured.
+            for _ in 0..if self.list { 0 } else { self.options.warmup } {
+                step()?;
+            }
+            trace.take()?;
+            step()?;
+            let entries = trace.take()?;
+            let title = if training { "training step" } else { "inference" };
+            if self.options.json {
+                json.insert(
+                    title.replace(' ', "_"),
+                    entries.iter().map(|e| row(e, ceilings.as_ref())).collect(),
+                );
+            } else {
+                table(title, &entries, ceilings.as_ref());
+            }
+        }
+        if self.options.json { say_json(&json) } else { Ok(()) }
+    }
+}
+
+/// What the device can do at best, measured in the same run.
+struct Ceilings {
+    /// Bytes a second of a large copy, read and written.
+    copy: f64,
+    /// Operations a second of a large matrix product.
+    product: f64,
+}
+
+impl Ceilings {
+    fn measure(place: &Device, precision: Precision) -> Result<Self> {
+        const BYTES: usize = 1 << 30;
+        const N: usize = 8192;
+        let Device::Cuda(driver) = place else { return Err(Error::Config("the CPU has no kernels".into())) };
+        let large = Tensor::zeros_on(place, [BYTES], DType::U8)?;
+        let (a, b) = (Tensor::zeros_on(place, [1, N, N], precision.dtype())?, large.clone());
+        let best = |run: &dyn Fn() -> Result<()>| -> Result<f64> {
+            let mut best = f64::INFINITY;
+            for _ in 0..10 {
+                let start = driver.mark()?;
+                run()?;
+                let end = driver.mark()?;
+                driver.synchronise()?;
+                best = best.min(f64::from(driver.between(start, end)?) * 1e-3);
+            }
+            Ok(best)
+        };
+        let copy = best(&|| large.clone().into_unique().map(drop))?;
+        drop(b);
+        let product = best(&|| cuda::linear::forward(&a, &a, None, None).map(drop))?;
+        Ok(Self { copy: 2.0 * BYTES as f64 / copy, product: 2.0 * (N as f64).powi(3) / product })
+    }
+
+    /// Seconds that `work` needs at least.
+    fn floor(&self, work: Work) -> f64 {
+        (work.bytes as f64 / self.copy).max(work.operations as f64 / self.product)
+    }
+}
+
+fn row(entry: &Entry, ceilings: Option<&Ceilings>) -> serde_json::Value {
+    let Entry { launch, work, count, milliseconds } = entry;
+    let mut row = serde_json::json!({
+        "launch": launch, "count": count, "bytes": work.bytes, "operations": work.operations,
+    });
+    if let (Some(ms), Some(ceilings)) = (milliseconds, ceilings) {
+        row["milliseconds"] = (*ms).into();
+        row["fraction_of_floor"] = (ceilings.floor(*work) * *count as f64 * 1e3 / ms).into();
+    }
+    row
+}
+
+/// One line for each distinct launch, in the order of the computation.
+fn table(title: &str, entries: &[Entry], ceilings: Option<&Ceilings>) {
+    let count: usize = entries.iter().map(|e| e.count).sum();
+    let total = |f: fn(&Work) -> u64| entries.iter().map(|e| f(&e.work) as f64 * e.count as f64).sum::<f64>();
+    say(format!(
+        "{title}: {count} launches, {:.2} GB, {:.1} GFLOP",
+        total(|w| w.bytes) / 1e9,
+        total(|w| w.operations) / 1e9
+    ));
+    for Entry { launch, work, count, milliseconds } in entries {
+        let (mb, gflop) = (work.bytes as f64 / 1e6, work.operations as f64 / 1e9);
+        let mut line = format!("{count:>5} x {mb:>10.3} MB {gflop:>9.3} GFLOP");
+        if let (Some(ms), Some(ceilings)) = (milliseconds, ceilings) {
+            let seconds = ms * 1e-3 / *count as f64;
+            line += &format!(
+                " {:>9.1} us {:>6.0} GB/s {:>6.1} TFLOP/s {:>3.0} %",
+                seconds * 1e6,
+                work.bytes as f64 / seconds / 1e9,
+                work.operations as f64 / seconds / 1e12,
+                100.0 * ceilings.floor(*work) / seconds
+            );
+        }
+        say(format!("{line}  {launch}"));
     }
 }
 

@@ -39,7 +39,7 @@ const SHOWN: usize = 6;
 
 impl Demo {
     pub fn run(self) -> Result<()> {
-        self.machine.set_up()?;
+        let device = self.machine.set_up()?;
         let (data, run) = (self.out.join("data"), self.out.join("run"));
         self.clear([&data, &run])?;
         say(format!("drawing {} street scenes of {HEIGHT}x{WIDTH} in {}", self.pairs, data.display()));
@@ -60,6 +60,7 @@ impl Demo {
         config.validate()?;
         let mut model = Amdanet::new(config.model.clone())?;
         model.params.initialise(config.run.seed);
+        model.params.place(&device, self.machine.precision.dtype())?;
         say(format!("training nano ({} parameters) for {} steps", model.params.count(), self.steps));
         let mut run = Run::create(&run, &config, 1)?;
         let trainer = Trainer::new(model, config.clone());

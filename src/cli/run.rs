@@ -48,10 +48,11 @@ enum Save {
 
 impl Run {
     pub fn run(self) -> Result<()> {
-        self.machine.set_up()?;
+        let device = self.machine.set_up()?;
         let found = pairs(&self.visible, &self.infrared)?;
         std::fs::create_dir_all(&self.out).map_err(Error::io(&self.out, "create the folder"))?;
-        let loaded = checkpoint::load(&self.weights, self.bn_eps)?;
+        let mut loaded = checkpoint::load(&self.weights, self.bn_eps)?;
+        loaded.model.params.place(&device, self.machine.precision.dtype())?;
         let mut progress = Progress::new("pairs", found.pairs.len());
         for (files, other) in [(&found.unmatched_visible, "infrared"), (&found.unmatched_infrared, "visible")]
         {

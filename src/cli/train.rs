@@ -76,7 +76,7 @@ pub struct Train {
 
 impl Train {
     pub fn run(self) -> Result<()> {
-        self.machine.set_up()?;
+        let device = self.machine.set_up()?;
         let train = Dataset::open(&self.data, Split::Train)?;
         let classes = self.classes(&train)?;
         let config = self.configure(classes.as_ref(), train.len())?;
@@ -93,6 +93,7 @@ impl Train {
                 checkpoint::load_into(&mut model, path)?;
             }
         }
+        model.params.place(&device, self.machine.precision.dtype())?;
         let mut trainer = Trainer::new(model, config.clone());
         let mut run = if self.resume {
             let note = |line| drop(writeln!(std::io::stderr(), "{line}"));

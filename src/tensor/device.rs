@@ -41,6 +41,19 @@ impl Precision {
     }
 }
 
+impl Device {
+    /// Waits until everything that was started is done.
+    ///
+    /// # Errors
+    /// What the device met.
+    pub fn synchronise(&self) -> crate::Result<()> {
+        match self {
+            Self::Cpu => Ok(()),
+            Self::Cuda(driver) => driver.synchronise(),
+        }
+    }
+}
+
 impl PartialEq for Device {
     fn eq(&self, other: &Self) -> bool {
         match (self, other) {
