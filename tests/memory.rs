@@ -105,7 +105,7 @@ fn train(model: &Amdanet, pictures: &[Tensor; 2], labels: &Tensor, valid: &Tenso
     assert!(tracked.starts_with("argmax has no backward"), "{tracked}");
     drop(output);
     let total = ops::weighted_sum(&mut pass.tape, &[(1.0, losses.total), (1.0, probe)]).unwrap();
-    drop(leaf);
+    drop((leaf, losses.terms));
     let (forward, forward_peak) = (rise(live_bytes()), rise(peak_bytes()));
     reset_peak_bytes();
     let step = pass.backward(&total, 1.0).unwrap();

@@ -143,7 +143,7 @@ fn on_a_device() {
         let [x, w, b] = inputs(shape);
         // Mean and slope take up two of the gradient's dimensions: of two or three rows next to nothing is left.
         if shape.len() / w.len() > 3 {
-            device::check(&[x.clone()], &[w.clone(), b.clone()], &[], |t, v, _| {
+            device::check(std::slice::from_ref(&x), &[w.clone(), b.clone()], &[], |t, v, _| {
                 Ok(ops::batch_norm_relu(t, &v[0], &v[1], &v[2], BatchNorm::Train, EPS)?.0)
             });
         }

@@ -20,7 +20,7 @@ pub fn all() -> &'static [Device] {
             return vec![Device::Cuda(amdanet::cuda::open(0, false).unwrap())];
         }
         let checked = Options { checked: true, ..Options::default() };
-        let shuffled = Options { shuffle: Some(7), ..checked.clone() };
+        let shuffled = Options { shuffle: Some(7), ..checked };
         [checked, shuffled].map(|options| Device::Cuda(Emulator::new(options) as Arc<_>)).into()
     })
 }
