@@ -11,12 +11,18 @@ pub struct Failing {
     inner: Arc<dyn Driver>,
     calls: AtomicUsize,
     fails_at: AtomicUsize,
+    live: AtomicUsize,
 }
 
 impl Failing {
     /// Passes calls on to `inner`.
     pub fn new(inner: Arc<dyn Driver>) -> Arc<Self> {
-        Arc::new(Self { inner, calls: AtomicUsize::new(0), fails_at: AtomicUsize::new(0) })
+        Arc::new(Self {
+            inner,
+            calls: AtomicUsize::new(0),
+            fails_at: AtomicUsize::new(0),
+            live: AtomicUsize::new(0),
+        })
     }
 
     /// Makes the `n`-th call from now on fail: 1 is the next allocation, launch, product, upload, copy or fill.
@@ -27,6 +33,11 @@ impl Failing {
     /// How many calls there were that can be made to fail.
     pub fn calls(&self) -> usize {
         self.calls.load(SeqCst)
+    }
+
+    /// Bytes that are allocated.
+    pub fn live_bytes(&self) -> usize {
+        self.live.load(SeqCst)
     }
 
     fn count(&self, what: impl std::fmt::Display) -> Result<()> {
@@ -48,10 +59,13 @@ impl Driver for Failing {
 
     fn allocate(&self, bytes: usize) -> Result<u64> {
         self.count(format_args!("allocation of {bytes} bytes"))?;
-        self.inner.allocate(bytes)
+        let address = self.inner.allocate(bytes)?;
+        self.live.fetch_add(bytes, SeqCst);
+        Ok(address)
     }
 
     fn free(&self, address: u64, bytes: usize) {
+        self.live.fetch_sub(bytes, SeqCst);
         self.inner.free(address, bytes);
     }
 
