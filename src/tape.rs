@@ -5,6 +5,8 @@
 //! inputs; the closure owns just what it needs. When nothing is recorded the closure is dropped at once, and with it
 //! every intermediate tensor that no one else holds.
 
+use std::ops::Range;
+
 use crate::{Error, Result, Shape, Tensor};
 
 /// A tensor, and where the tape has it, if a gradient flows to it.
@@ -63,10 +65,10 @@ pub struct Key {
     shape: Shape,
 }
 
-type Backward = Box<dyn FnOnce(Tensor, &mut Gradients) -> Result<()> + Send>;
+type Backward = Box<dyn FnOnce(Vec<Option<Tensor>>, &mut Gradients) -> Result<()> + Send>;
 
 struct Node {
-    output: usize,
+    outputs: Range<usize>,
     backward: Backward,
 }
 
@@ -126,11 +128,29 @@ impl Tape {
         value: Tensor,
         backward: impl FnOnce(Tensor, [bool; N]) -> Result<[Option<Tensor>; N]> + Send + 'static,
     ) -> Var {
+        let [y] = self.record_outputs(inputs, [value], |[dy], needed| match dy {
+            Some(dy) => backward(dy, needed),
+            None => unreachable!("a node without the gradient of an output is passed over"),
+        });
+        y
+    }
+
+    /// [`Tape::record_keys`] for an operation with several outputs: `backward` receives the gradient of each that has
+    /// one, which is at least one of them.
+    pub fn record_outputs<const N: usize, const M: usize>(
+        &mut self,
+        inputs: [Key; N],
+        values: [Tensor; M],
+        backward: impl FnOnce([Option<Tensor>; M], [bool; N]) -> Result<[Option<Tensor>; N]> + Send + 'static,
+    ) -> [Var; M] {
         if !self.recording || inputs.iter().all(|input| input.id.is_none()) {
-            return Var::constant(value);
+            return values.map(Var::constant);
         }
-        let output = self.slot();
+        let first = self.slots;
+        let outputs = values.map(|value| Var { value, id: Some(self.slot()) });
         let backward: Backward = Box::new(move |dy, gradients| {
+            let mut dy = dy.into_iter();
+            let dy = [(); M].map(|()| dy.next().flatten());
             let grads = backward(dy, inputs.map(|input| input.id.is_some()))?;
             for (Key { id, shape }, grad) in inputs.into_iter().zip(grads) {
                 let Some(id) = id else { continue };
@@ -143,8 +163,8 @@ impl Tape {
             }
             Ok(())
         });
-        self.nodes.push(Node { output, backward });
-        Var { value, id: Some(output) }
+        self.nodes.push(Node { outputs: first..self.slots, backward });
+        outputs
     }
 
     /// Guards an operation that has no backward: never a silent zero.
@@ -188,7 +208,8 @@ impl Tape {
         let mut gradients = Gradients { slots: vec![None; self.slots] };
         gradients.slots[id] = Some(seed);
         for node in self.nodes.into_iter().rev() {
-            if let Some(dy) = gradients.slots[node.output].take() {
+            let dy: Vec<_> = gradients.slots[node.outputs].iter_mut().map(Option::take).collect();
+            if dy.iter().any(Option::is_some) {
                 (node.backward)(dy, &mut gradients)?;
             }
         }

@@ -32,7 +32,8 @@ fn open(a: &[f32], b: &[f32], tau: Option<f32>) -> f32 {
 }
 
 /// x `(2, …, C)`, m one number for each pixel, λ one number -> `(2, …, C)`; see [`crate::ops::gate`].
-pub fn forward(x: &Tensor, m: &Tensor, lambda: f32, tau: Option<f32>) -> Tensor {
+pub fn forward(x: &Tensor, m: &Tensor, lambda: &Tensor, tau: Option<f32>) -> Tensor {
+    let lambda = lambda.item();
     let (c, half) = (x.shape().last(), x.len() / 2);
     let mut y = Tensor::scratch(x.shape());
     let (y0, y1) = y.f32_mut().split_at_mut(half);
@@ -78,9 +79,10 @@ pub fn backward(
     mut dy: Tensor,
     x: &Tensor,
     m: &Tensor,
-    lambda: f32,
+    lambda: &Tensor,
     tau: Option<f32>,
 ) -> (Tensor, Tensor, Tensor) {
+    let lambda = lambda.item();
     let (c, half) = (x.shape().last(), x.len() / 2);
     let mut dm = Tensor::scratch(m.shape());
     let (d0, d1) = dy.f32_mut().split_at_mut(half);

@@ -55,7 +55,7 @@ impl LocalAlignment {
     /// # Errors
     /// When the shapes do not fit.
     pub fn forward(&self, pass: &mut Pass, x: &Var) -> Result<Var> {
-        let pooled = ops::channel_pool(&mut pass.tape, x)?;
+        let [pooled, statistics] = ops::pool(&mut pass.tape, x)?;
         let pooled = mlp(pass, &self.channel, &pooled)?;
         let shape = pooled.shape();
         let rows = ops::reshape(&mut pass.tape, &pooled, [2, 1, shape[2], shape[3]])?;
@@ -63,7 +63,6 @@ impl LocalAlignment {
         let sum = ops::add(&mut pass.tape, &mean?, max?)?;
         let channel = ops::sigmoid(&mut pass.tape, &sum)?;
 
-        let statistics = ops::spatial_pool(&mut pass.tape, x)?;
         let spatial = match &self.spatial {
             Spatial::Pointwise(first, second) => {
                 let hidden = first.forward(pass, &statistics)?;

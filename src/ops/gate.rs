@@ -1,6 +1,7 @@
 //! The end of semantic consistency inference (equations 1 to 5).
 
 use crate::cpu::gate as cpu;
+use crate::cuda::gate as cuda;
 use crate::{Error, Result, Tape, Var};
 
 /// Moves the two streams a, b of x towards each other, by the weight m of each pixel.
@@ -12,7 +13,7 @@ use crate::{Error, Result, Tape, Var};
 /// x `(2, B, H, W, C)`, m `(1, B, H, W, 1)`, λ `(1)` -> `(2, B, H, W, C)`.
 ///
 /// # Errors
-/// When the shapes do not fit.
+/// When the shapes do not fit, or a device reports an error.
 pub fn gate(tape: &mut Tape, x: &Var, m: &Var, lambda: &Var, tau: Option<f32>) -> Result<Var> {
     let (xs, ms, ls) = (x.shape(), m.shape(), lambda.shape());
     let fits =
@@ -21,11 +22,10 @@ pub fn gate(tape: &mut Tape, x: &Var, m: &Var, lambda: &Var, tau: Option<f32>) -
         let why = "x must be (2, B, H, W, C), m (1, B, H, W, 1), lambda (1)";
         return Err(Error::shape("gate", why, &[xs, ms, ls]));
     }
-    let lambda_value = lambda.value().item();
-    let y = cpu::forward(x.value(), m.value(), lambda_value, tau);
-    let (xv, mv) = (x.value().clone(), m.value().clone());
+    let y = on_device_of!(x.value(), forward(x.value(), m.value(), lambda.value(), tau))?;
+    let [xv, mv, lv] = [x, m, lambda].map(|v| v.value().clone());
     Ok(tape.record([x, m, lambda], y, move |dy, _| {
-        let (dx, dm, dlambda) = cpu::backward(dy, &xv, &mv, lambda_value, tau);
+        let (dx, dm, dlambda) = on_device_of!(xv, backward(dy, &xv, &mv, &lv, tau))?;
         Ok([Some(dx), Some(dm), Some(dlambda)])
     }))
 }

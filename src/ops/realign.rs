@@ -1,6 +1,7 @@
 //! The end of local alignment: channel and spatial weights applied to both streams.
 
 use crate::cpu::realign as cpu;
+use crate::cuda::realign as cuda;
 use crate::{Error, Result, Tape, Var};
 
 fn check(op: &'static str, x: &Var, gate: Option<&Var>, channel: &Var, spatial: &Var) -> Result<()> {
@@ -31,13 +32,14 @@ fn check(op: &'static str, x: &Var, gate: Option<&Var>, channel: &Var, spatial: 
 /// -> `(2, B, H, W, C)`.
 ///
 /// # Errors
-/// When the shapes do not fit.
+/// When the shapes do not fit, or a device reports an error.
 pub fn realign_release(tape: &mut Tape, x: &Var, gate: &Var, channel: &Var, spatial: &Var) -> Result<Var> {
     check("realign_release", x, Some(gate), channel, spatial)?;
-    let y = cpu::release_forward(x.value(), gate.value(), channel.value(), spatial.value());
+    let [xt, gt, ct, st] = [x, gate, channel, spatial].map(Var::value);
+    let y = on_device_of!(xt, release_forward(xt, gt, ct, st))?;
     let [xv, gv, cv, sv] = [x, gate, channel, spatial].map(|v| v.value().clone());
     Ok(tape.record([x, gate, channel, spatial], y, move |dy, _| {
-        let d = cpu::release_backward(dy, &xv, &gv, &cv, &sv)?;
+        let d = on_device_of!(xv, try release_backward(dy, &xv, &gv, &cv, &sv))?;
         Ok([Some(d.x), Some(d.gate), Some(d.channel), Some(d.spatial)])
     }))
 }
@@ -49,13 +51,13 @@ pub fn realign_release(tape: &mut Tape, x: &Var, gate: &Var, channel: &Var, spat
 /// -> `(2, B, H, W, C)`.
 ///
 /// # Errors
-/// When the shapes do not fit.
+/// When the shapes do not fit, or a device reports an error.
 pub fn realign_paper(tape: &mut Tape, x: &Var, channel: &Var, spatial: &Var) -> Result<Var> {
     check("realign_paper", x, None, channel, spatial)?;
-    let y = cpu::paper_forward(x.value(), channel.value(), spatial.value());
+    let y = on_device_of!(x.value(), paper_forward(x.value(), channel.value(), spatial.value()))?;
     let [xv, cv, sv] = [x, channel, spatial].map(|v| v.value().clone());
     Ok(tape.record([x, channel, spatial], y, move |dy, _| {
-        let (dx, dchannel, dspatial) = cpu::paper_backward(dy, &xv, &cv, &sv)?;
+        let (dx, dchannel, dspatial) = on_device_of!(xv, try paper_backward(dy, &xv, &cv, &sv))?;
         Ok([Some(dx), Some(dchannel), Some(dspatial)])
     }))
 }

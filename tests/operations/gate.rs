@@ -1,5 +1,6 @@
 use amdanet::{Tape, Tensor, Var, ops};
 
+use crate::device;
 use crate::gradient::{check, check_threads, random, relative_error};
 
 /// Batch, rows, columns, channels.
@@ -72,6 +73,26 @@ fn gradients() {
         }
     }
     check_threads(&inputs((2, 13, 31, 19)), |t, v| ops::gate(t, &v[0], &v[1], &v[2], Some(TAU)));
+}
+
+#[test]
+fn on_a_device() {
+    // Chosen so that the sums in the gradients of m and λ do not cancel by chance.
+    let more = [
+        (1, 1, 1, 312),
+        (3, 1, 1, 35),
+        (3, 1, 37, 64),
+        (2, 33, 20, 16),
+        (2, 5, 9, 320),
+        (1, 1, 3, 1030),
+        (1, 1, 4, 2056),
+    ];
+    for case in CASES.into_iter().chain(more) {
+        for tau in [None, Some(TAU)] {
+            let [x, m, lambda] = inputs(case);
+            device::check(&[x, m], &[lambda], &[], |t, v, _| ops::gate(t, &v[0], &v[1], &v[2], tau));
+        }
+    }
 }
 
 #[test]

@@ -1,5 +1,6 @@
 use amdanet::{Tape, Tensor, Var, ops};
 
+use crate::device;
 use crate::gradient::{check, check_threads, random, relative_error};
 
 /// Batch, rows, columns, channels.
@@ -78,6 +79,35 @@ fn gradients() {
     let without_gate = [x.clone(), channel.clone(), spatial.clone()];
     check_threads(&[x, gate, channel, spatial], |t, v| ops::realign_release(t, &v[0], &v[1], &v[2], &v[3]));
     check_threads(&without_gate, |t, v| ops::realign_paper(t, &v[0], &v[1], &v[2]));
+}
+
+#[test]
+fn on_a_device() {
+    let more = [
+        (1, 1, 1, 320),
+        (3, 1, 1, 35),
+        (3, 1, 37, 64),
+        (2, 33, 20, 16),
+        (2, 5, 9, 320),
+        (1, 1, 3, 1030),
+        (1, 1, 3, 2056),
+    ];
+    for case in CASES.into_iter().chain(more) {
+        let [x, gate, channel, spatial] = inputs(case);
+        let without_gate = [x.clone(), channel.clone(), spatial.clone()];
+        device::check(&[x, gate, channel, spatial], &[], &[], |t, v, _| {
+            ops::realign_release(t, &v[0], &v[1], &v[2], &v[3])
+        });
+        device::check(&without_gate, &[], &[], |t, v, _| ops::realign_paper(t, &v[0], &v[1], &v[2]));
+    }
+    // Beyond what e^x can hold.
+    let [mut x, gate, channel, spatial] = inputs((1, 2, 3, 16));
+    x.f32_mut().iter_mut().for_each(|v| *v *= 150.0);
+    let without_gate = [x.clone(), channel.clone(), spatial.clone()];
+    device::check(&[x, gate, channel, spatial], &[], &[], |t, v, _| {
+        ops::realign_release(t, &v[0], &v[1], &v[2], &v[3])
+    });
+    device::check(&without_gate, &[], &[], |t, v, _| ops::realign_paper(t, &v[0], &v[1], &v[2]));
 }
 
 #[test]
