@@ -192,15 +192,16 @@ __device__ void backward_items(const T* dy, const T* x, const T* weight, const T
         }
     }
     __syncthreads();
+    const size_t part = static_cast<size_t>(blockIdx.z) * gridDim.x + blockIdx.x;
     for (int i = threadIdx.x; i < 10 * kWidth; i += kThreads) {
         const int tap = i / kWidth, within = i % kWidth;
         if (tile + within >= c) continue;
         float sum = 0.0f;
         for (int k = 0; k < kColumns; ++k) sum += sums[(tap * kColumns + k) * kWidth + within];
         if (tap < 9) {
-            partial_dw[static_cast<size_t>(tap) * c + tile + within] = sum;
+            partial_dw[(9 * part + tap) * c + tile + within] = sum;
         } else {
-            partial_db[tile + within] = sum;
+            partial_db[part * c + tile + within] = sum;
         }
     }
 }
@@ -211,16 +212,13 @@ template <class T>
 __device__ void backward(const T* dy, const T* x, const T* weight, const T* bias, T* dz, float* partial_dw,
                          float* partial_db, int batch, const Place& place, int items, int vector) {
     const size_t stream = blockIdx.z, at = stream * batch * place.image();
-    const size_t part = (stream * gridDim.x + blockIdx.x) * place.c;
     const int begin = blockIdx.x * items, end = min(begin + items, batch * place.strips * place.width);
     weight += stream * 9 * place.c;
     bias += stream * place.c;
     if (vector) {
-        backward_items<kGroup>(dy + at, x + at, weight, bias, dz + at, partial_dw + 9 * part, partial_db + part, begin,
-                               end, place);
+        backward_items<kGroup>(dy + at, x + at, weight, bias, dz + at, partial_dw, partial_db, begin, end, place);
     } else {
-        backward_items<1>(dy + at, x + at, weight, bias, dz + at, partial_dw + 9 * part, partial_db + part, begin, end,
-                          place);
+        backward_items<1>(dy + at, x + at, weight, bias, dz + at, partial_dw, partial_db, begin, end, place);
     }
 }
 

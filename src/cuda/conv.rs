@@ -11,7 +11,7 @@ use super::linear::{matrix, same_type};
 use super::reduce::column_sums;
 use super::{Call, driver_of, scratch_like};
 use crate::cpu::conv::{Lengths, Window};
-use crate::{Error, Result, Shape, Tensor};
+use crate::{Result, Shape, Tensor};
 
 /// Bytes of patches at a time, unless one row of windows has more: what the product reads is still in the cache then.
 const MOST_BYTES: usize = 32 << 20;
