@@ -24,7 +24,7 @@ struct Chunk {
 
 // What the launches tell each other: the first two numbers are for the host.
 struct State {
-    float norm, finite, factor;
+    float norm, overflow, factor;
 };
 
 template <class T> __device__ inline T* pointer(unsigned long long address) { return reinterpret_cast<T*>(address); }
@@ -61,13 +61,13 @@ extern "C" __global__ void adamw_squares(const Parameter* parameters, const Chun
     if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
 
-// The norm, whether all is finite, and unscale · min(1, max_norm/norm). A block; shared memory: a double for each
+// The norm, whether a gradient was not finite, and unscale · min(1, max_norm/norm). A block; shared memory: a double for each
 // thread.
 extern "C" __global__ void adamw_norm(const double* partial, State* state, int parts, float unscale, float max_norm) {
     const double norm = sqrt(total_of(partial, parts, 1, shared_memory<double>()));
     if (threadIdx.x > 0) return;
     state->norm = static_cast<float>(norm);
-    state->finite = isfinite(norm) ? 1.0f : 0.0f;
+    state->overflow = isfinite(norm) ? 0.0f : 1.0f;
     state->factor = norm > max_norm ? unscale * static_cast<float>(max_norm / norm) : unscale;
 }
 
@@ -86,7 +86,7 @@ __device__ inline void update(float& p, float g, float& m, float& v, float keep,
 // A block for each chunk.
 extern "C" __global__ void adamw_update(const Parameter* parameters, const Chunk* chunks, const State* state,
                                         float rate, float unbias, float beta2, float eps, float c1, float c2) {
-    if (state->finite == 0.0f) return;
+    if (state->overflow != 0.0f) return;
     const Chunk chunk = chunks[blockIdx.x];
     const Parameter parameter = parameters[chunk.parameter];
     const size_t first = static_cast<size_t>(chunk.index) * kChunk;

@@ -33,6 +33,9 @@ fn trainer(device: &Device, arch: Arch, compute: DType) -> Trainer {
     (config.augment.height, config.augment.width) = (32, 48);
     (config.run.batch, config.run.steps) = (2, 10);
     (config.optimizer.lr, config.optimizer.warmup_steps) = (1e-3, 1);
+    // AdamW's first step goes by the sign of a gradient alone; with this ε the noise of a gradient that is zero in
+    // exact arithmetic moves nothing.
+    config.optimizer.eps = 1e-3;
     let mut model = Amdanet::new(config.model.clone()).unwrap();
     model.params.initialise(4);
     model.params.place(device, compute).unwrap();

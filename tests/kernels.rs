@@ -6,7 +6,13 @@ use std::path::Path;
 use amdanet::cuda::kernels::{ARCHS, KERNELS, NVCC, PTXAS};
 
 /// Kernels that may spill registers or use local memory, and why.
-const ALLOWED: &[(&str, &str)] = &[];
+const ALLOWED: &[(&str, &str)] = &[
+    (
+        "depthwise_backward_f32",
+        "8 bytes on sm_90a, so that three blocks fit on a multiprocessor instead of two",
+    ),
+    ("depthwise_backward_bf16", "as depthwise_backward_f32"),
+];
 
 /// Files in `kernels/` without a launcher of their name in `src/cuda/`.
 const NO_LAUNCHER: &[&str] = &[];
@@ -38,7 +44,8 @@ fn registers_suffice() {
         "file, kernel, architecture, registers, bytes of stack, spill stores, spill loads:\n{}",
         unexpected.join("\n")
     );
-    for (allowed, _) in ALLOWED {
+    // What is allowed spills on sm_90a; a build for other architectures tells nothing of it.
+    for (allowed, _) in ALLOWED.iter().filter(|_| ARCHS.contains(&"90a")) {
         assert!(spilling.iter().any(|(kernel, _)| kernel == allowed), "{allowed} needs no permission");
     }
 }

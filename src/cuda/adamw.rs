@@ -116,6 +116,6 @@ pub fn step(
     }
     // What the launches read is freed in the order of the queue, and the download waits for them.
     let state = state.narrow(0..2)?.to(&Device::Cpu)?;
-    let [norm, finite] = [state.f32()[0], state.f32()[1]];
-    Ok(Outcome { norm, finite: finite != 0.0 })
+    let [norm, overflow] = [state.f32()[0], state.f32()[1]];
+    Ok(Outcome { norm, finite: overflow == 0.0 })
 }
