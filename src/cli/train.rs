@@ -168,7 +168,7 @@ impl Train {
 /// How a training ended.
 pub enum End {
     /// All steps were taken.
-    Done(Amdanet),
+    Done(Box<Amdanet>),
     /// It was interrupted after this many steps, and everything is saved.
     Stopped(usize),
 }
@@ -224,7 +224,7 @@ pub fn fit(
                 return Ok(End::Stopped(step + 1));
             }
         }
-        Ok(End::Done(trainer.model))
+        Ok(End::Done(Box::new(trainer.model)))
     })
 }
 
