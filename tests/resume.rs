@@ -76,6 +76,8 @@ fn killed_at_any_moment_it_goes_on_with_the_same_bits() {
     while kills < 20 {
         // A run that has come to its end is replaced by a new one.
         if run.join("config.toml").exists() && steps(&run) == STEPS {
+            // It may have been killed between its last measurement and its last checkpoint.
+            succeeds(command(&data, &run, &["--resume"]));
             assert!(measured(&run) == measured(&whole), "after {kills} kills");
             assert!(weights(&run) == weights(&whole), "after {kills} kills");
             fs::remove_dir_all(&run).unwrap();

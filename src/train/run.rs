@@ -72,6 +72,9 @@ impl Run {
         for &step in steps.iter().rev() {
             match restore(root, step, trainer) {
                 Ok(()) => {
+                    // The process may have ended before the newest weights got their second name.
+                    let [weights, _] = paths(root, step);
+                    link_atomically(&weights, &root.join("checkpoints/last.safetensors"))?;
                     found = true;
                     break;
                 }
