@@ -86,12 +86,10 @@ impl Train {
         };
         let train = train.with_classes(classes.clone());
         let mut model = Amdanet::new(config.model.clone())?;
-        // A run that goes on has its weights in its checkpoint.
-        if !self.resume {
-            model.params.initialise(config.run.seed);
-            if let Some(path) = &self.init {
-                checkpoint::load_into(&mut model, path)?;
-            }
+        // A run that goes on may have stopped before its first checkpoint.
+        model.params.initialise(config.run.seed);
+        if let Some(path) = &self.init {
+            checkpoint::load_into(&mut model, path)?;
         }
         model.params.place(&device, self.machine.precision.dtype())?;
         let mut trainer = Trainer::new(model, config.clone());
