@@ -4,22 +4,17 @@
 // x (rows, K) -> the first class of largest value; NaN is never the largest. Shared memory: a tile of T.
 template <class T>
 __device__ void argmax(const T* x, unsigned char* classes, int rows, int k, int tile_rows) {
-    T* tile = shared_memory<T>();
-    for_tiles(rows, tile_rows, [&](int first, int n) {
-        copy(x + static_cast<size_t>(first) * k, tile, n * k);
-        __syncthreads();
-        const int row = threadIdx.x;
-        if (row >= n) return;
+    for_rows(x, shared_memory<T>(), rows, k, tile_rows, [&](int row, const T* from) {
         int best = 0;
         float max = -INFINITY;
         for (int i = 0; i < k; ++i) {
-            const float v = to_float(tile[row * k + i]);
+            const float v = to_float(from[i]);
             if (v > max) {
                 best = i;
                 max = v;
             }
         }
-        classes[first + row] = static_cast<unsigned char>(best);
+        classes[row] = static_cast<unsigned char>(best);
     });
 }
 

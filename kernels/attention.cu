@@ -75,6 +75,20 @@ __device__ inline void load_tile(T* tile, const T* from, int rows, int stride, i
     }
 }
 
+// The stage of KEYS keys and their values from key `from` on: two take turns.
+template <int DIM, int KEYS, class T> __device__ inline T* stage_of(T* stages, int from) {
+    return stages + from / KEYS % 2 * (2 * KEYS * DIM);
+}
+
+// Starts to fill a stage from the rows of kv.
+template <int DIM, int KEYS, class T>
+__device__ inline void load_keys(T* stage, const T* kv, int from, const Sizes& sizes, bool vectors) {
+    const T* k = kv + static_cast<size_t>(from) * 2 * sizes.c;
+    load_tile<DIM, KEYS>(stage, k, sizes.keys - from, 2 * sizes.c, sizes.d, vectors);
+    load_tile<DIM, KEYS>(stage + KEYS * DIM, k + sizes.c, sizes.keys - from, 2 * sizes.c, sizes.d, vectors);
+    cp_async_commit();
+}
+
 // Stores the ROWS rows from `first` on, which are one warp's, of a tile: those below `rows`, of d numbers.
 template <int DIM, int ROWS, class T>
 __device__ inline void store_rows(const T* tile, int first, T* to, int rows, int stride, int d, bool vectors) {
@@ -156,11 +170,7 @@ __device__ void forward(const T* q, const T* kv, T* y, float* statistics, Sizes 
     T* tile_q = shared_memory<T>();
     T* stages = tile_q + kQueries * DIM;
     const auto load_stage = [&](int from) {
-        T* stage = stages + from / kKeys % 2 * (2 * kKeys * DIM);
-        const T* k = kv + static_cast<size_t>(from) * 2 * c;
-        load_tile<DIM, kKeys>(stage, k, keys - from, 2 * c, d, vectors);
-        load_tile<DIM, kKeys>(stage + kKeys * DIM, k + c, keys - from, 2 * c, d, vectors);
-        cp_async_commit();
+        load_keys<DIM, kKeys>(stage_of<DIM, kKeys>(stages, from), kv, from, sizes, vectors);
     };
     load_tile<DIM, kQueries>(tile_q, q, queries, c, d, vectors);
     load_stage(0);
@@ -182,7 +192,7 @@ __device__ void forward(const T* q, const T* kv, T* y, float* statistics, Sizes 
             }
         }
         if (from + kKeys < keys) load_stage(from + kKeys);
-        const T* tile_k = stages + from / kKeys % 2 * (2 * kKeys * DIM);
+        const T* tile_k = stage_of<DIM, kKeys>(stages, from);
         const T* tile_v = tile_k + kKeys * DIM;
 
         float s[TILES][kKeys / 8][4] = {};
@@ -318,11 +328,7 @@ __device__ void backward_queries(const T* dy, const T* q, const T* kv, const T* 
     T* tile_dy = tile_q + kQueries * DIM;
     T* stages = tile_dy + kQueries * DIM;
     const auto load_stage = [&](int from) {
-        T* stage = stages + from / kKeys % 2 * (2 * kKeys * DIM);
-        const T* k = kv + static_cast<size_t>(from) * 2 * c;
-        load_tile<DIM, kKeys>(stage, k, keys - from, 2 * c, d, vectors);
-        load_tile<DIM, kKeys>(stage + kKeys * DIM, k + c, keys - from, 2 * c, d, vectors);
-        cp_async_commit();
+        load_keys<DIM, kKeys>(stage_of<DIM, kKeys>(stages, from), kv, from, sizes, vectors);
     };
     load_tile<DIM, kQueries>(tile_q, q, queries, c, d, vectors);
     load_tile<DIM, kQueries>(tile_dy, dy, queries, c, d, vectors);
@@ -376,7 +382,7 @@ __device__ void backward_queries(const T* dy, const T* q, const T* kv, const T* 
             }
         }
         if (from + kKeys < keys) load_stage(from + kKeys);
-        const T* tile_k = stages + from / kKeys % 2 * (2 * kKeys * DIM);
+        const T* tile_k = stage_of<DIM, kKeys>(stages, from);
         const T* tile_v = tile_k + kKeys * DIM;
 #pragma unroll
         for (int n = 0; n < kKeys / 16; ++n) {

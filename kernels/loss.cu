@@ -13,6 +13,9 @@ __device__ inline bool counts(int label, int k) { return label != 255 && label <
 // As in the published training, dice counts ignored pixels as class 0.
 __device__ inline int dice_class(int label, int k) { return counts(label, k) ? label : 0; }
 
+// dy / pixels, 0 for none.
+__device__ inline float share(const float* dy, const float* pixels) { return *pixels > 0.0f ? *dy / *pixels : 0.0f; }
+
 // Writes a block's sum and count to partial (blocks, 2). The shared memory, a double for each thread, may be a tile's.
 __device__ inline void write_partial(double* partial, double sum, int count) {
     double* scratch = shared_memory<double>();
@@ -28,17 +31,11 @@ __device__ inline void write_partial(double* partial, double sum, int count) {
 template <class T>
 __device__ void cross_entropy(const T* x, const unsigned char* labels, double* partial, int rows, int k,
                               int tile_rows) {
-    T* tile = shared_memory<T>();
     double total = 0.0;
     int count = 0;
-    for_tiles(rows, tile_rows, [&](int first, int n) {
-        copy(x + static_cast<size_t>(first) * k, tile, n * k);
-        __syncthreads();
-        const int row = threadIdx.x;
-        if (row >= n) return;
-        const int label = labels[first + row];
+    for_rows(x, shared_memory<T>(), rows, k, tile_rows, [&](int row, const T* from) {
+        const int label = labels[row];
         if (!counts(label, k)) return;
-        const T* from = tile + row * k;
         const float max = row_max(from, k);
         total += logf(row_exponentials(from, k, max)) + (max - to_float(from[label]));
         ++count;
@@ -50,28 +47,18 @@ __device__ void cross_entropy(const T* x, const unsigned char* labels, double* p
 template <class T>
 __device__ void cross_entropy_backward(const float* dy, const float* pixels, const T* x, const unsigned char* labels,
                                        T* dx, int rows, int k, int tile_rows) {
-    T* tile = shared_memory<T>();
-    const float scale = *pixels > 0.0f ? *dy / *pixels : 0.0f;
-    for_tiles(rows, tile_rows, [&](int first, int n) {
-        const size_t at = static_cast<size_t>(first) * k;
-        copy(x + at, tile, n * k);
-        __syncthreads();
-        const int row = threadIdx.x;
-        if (row < n) {
-            T* own = tile + row * k;
-            const int label = labels[first + row];
-            if (counts(label, k)) {
-                const float max = row_max(own, k), inverse = 1.0f / row_exponentials(own, k, max);
-                for (int i = 0; i < k; ++i) {
-                    const float p = expf(to_float(own[i]) - max) * inverse;
-                    own[i] = from_float<T>((i == label ? p - 1.0f : p) * scale);
-                }
-            } else {
-                for (int i = 0; i < k; ++i) own[i] = from_float<T>(0.0f);
+    const float scale = share(dy, pixels);
+    map_rows(x, dx, shared_memory<T>(), rows, k, tile_rows, [&](int row, T* own) {
+        const int label = labels[row];
+        if (counts(label, k)) {
+            const float max = row_max(own, k), inverse = 1.0f / row_exponentials(own, k, max);
+            for (int i = 0; i < k; ++i) {
+                const float p = expf(to_float(own[i]) - max) * inverse;
+                own[i] = from_float<T>((i == label ? p - 1.0f : p) * scale);
             }
+        } else {
+            for (int i = 0; i < k; ++i) own[i] = from_float<T>(0.0f);
         }
-        __syncthreads();
-        copy(tile, dx + at, n * k);
     });
 }
 
@@ -112,7 +99,7 @@ __device__ void consistency_backward(const float* dy, const float* pixels, const
                                      const unsigned char* labels, T* dx, int rows, int k, int tile_rows) {
     T* tile = shared_memory<T>();
     T* target = reinterpret_cast<T*>(shared_memory<unsigned char>() + tile_bytes<T>(tile_rows * k));
-    const float scale = *pixels > 0.0f ? *dy / *pixels : 0.0f;
+    const float scale = share(dy, pixels);
     for_tiles(rows, tile_rows, [&](int first, int n) {
         const size_t at = static_cast<size_t>(first) * k;
         copy(x + at, tile, n * k);
@@ -238,32 +225,23 @@ __device__ void dice_backward(const float* dy, const float* coefficients, const 
     float* hit = reinterpret_cast<float*>(shared_memory<unsigned char>() + tile_bytes<T>(tile_rows * k));
     const float* every = hit + k;
     for (int i = threadIdx.x; i < 2 * k; i += blockDim.x) hit[i] = coefficients[i] * *dy;
-    for_tiles(rows, tile_rows, [&](int first, int n) {
-        const size_t at = static_cast<size_t>(first) * k;
-        copy(x + at, tile, n * k);
-        __syncthreads();
-        const int row = threadIdx.x;
-        if (row < n) {
-            T* own = tile + row * k;
-            const int label = dice_class(labels[first + row], k);
-            const float max = row_max(own, k);
-            float sum = 0.0f, dot = 0.0f;
-            for (int i = 0; i < k; ++i) {
-                const float e = expf(to_float(own[i]) - max);
-                sum += e;
-                dot += e * every[i];
-            }
-            const float inverse = 1.0f / sum;
-            const float extra = expf(to_float(own[label]) - max) * inverse * hit[label];
-            const float mean = dot * inverse + extra;
-            for (int i = 0; i < k; ++i) {
-                const float p = expf(to_float(own[i]) - max) * inverse;
-                const float d = p * (every[i] - mean);
-                own[i] = from_float<T>(i == label ? d + extra : d);
-            }
+    map_rows(x, dx, tile, rows, k, tile_rows, [&](int row, T* own) {
+        const int label = dice_class(labels[row], k);
+        const float max = row_max(own, k);
+        float sum = 0.0f, dot = 0.0f;
+        for (int i = 0; i < k; ++i) {
+            const float e = expf(to_float(own[i]) - max);
+            sum += e;
+            dot += e * every[i];
         }
-        __syncthreads();
-        copy(tile, dx + at, n * k);
+        const float inverse = 1.0f / sum;
+        const float extra = expf(to_float(own[label]) - max) * inverse * hit[label];
+        const float mean = dot * inverse + extra;
+        for (int i = 0; i < k; ++i) {
+            const float p = expf(to_float(own[i]) - max) * inverse;
+            const float d = p * (every[i] - mean);
+            own[i] = from_float<T>(i == label ? d + extra : d);
+        }
     });
 }
 

@@ -35,6 +35,31 @@ template <class F> __device__ inline void for_tiles(int rows, int tile_rows, F f
     }
 }
 
+// f(i, row) for each row i of x, which has k numbers and is in shared memory then. Shared memory: a tile.
+template <class T, class F>
+__device__ inline void for_rows(const T* x, T* tile, int rows, int k, int tile_rows, F f) {
+    for_tiles(rows, tile_rows, [&](int first, int n) {
+        copy(x + static_cast<size_t>(first) * k, tile, n * k);
+        __syncthreads();
+        const int row = threadIdx.x;
+        if (row < n) f(first + row, tile + row * k);
+    });
+}
+
+// The rows of x as f(i, row) leaves them in shared memory, to y. Shared memory: a tile.
+template <class T, class F>
+__device__ inline void map_rows(const T* x, T* y, T* tile, int rows, int k, int tile_rows, F f) {
+    for_tiles(rows, tile_rows, [&](int first, int n) {
+        const size_t at = static_cast<size_t>(first) * k;
+        copy(x + at, tile, n * k);
+        __syncthreads();
+        const int row = threadIdx.x;
+        if (row < n) f(first + row, tile + row * k);
+        __syncthreads();
+        copy(tile, y + at, n * k);
+    });
+}
+
 // The largest number of a row of k; NaN is passed over.
 template <class T> __device__ inline float row_max(const T* x, int k) {
     float max = to_float(x[0]);

@@ -20,7 +20,8 @@ pub fn write_atomically(
         let mut to = BufWriter::with_capacity(1 << 20, File::create(temporary)?);
         content(&mut to)?;
         to.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
-    })
+    })?;
+    sync_folder(path)
 }
 
 /// Makes `path` another name of the file `existing`, or a copy of it where the file system has no such thing.
@@ -33,11 +34,16 @@ pub fn link_atomically(existing: &Path, path: &Path) -> Result<()> {
             fs::copy(existing, temporary)?;
             File::open(temporary)?.sync_all()
         })
-    })
+    })?;
+    sync_folder(path)
 }
 
-/// Lets `make` make a file of another name, and gives it the name `path`.
-fn replace(path: &Path, make: impl FnOnce(&Path) -> io::Result<()>) -> Result<()> {
+/// Lets `make` make a file of another name, and gives it the name `path`: whoever reads `path` finds the old content or
+/// the new one, but a machine that stops may lose both. For what can be made again.
+///
+/// # Errors
+/// When the system refuses; the old file, if there was one, is as it was.
+pub fn replace(path: &Path, make: impl FnOnce(&Path) -> io::Result<()>) -> Result<()> {
     let Some(name) = path.file_name() else {
         return Err(Error::file(path, "cannot be written: this is not the name of a file"));
     };
@@ -45,21 +51,22 @@ fn replace(path: &Path, make: impl FnOnce(&Path) -> io::Result<()>) -> Result<()
     temporary.push(name);
     temporary.push(format!(".{}.tmp", std::process::id()));
     let temporary = path.with_file_name(temporary);
-    let write = || -> io::Result<()> {
-        make(&temporary)?;
-        fs::rename(&temporary, path)?;
-        // The rename itself is on the disk only once the folder is. Windows has no such call.
-        #[cfg(unix)]
-        {
-            let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            File::open(folder)?.sync_all()?;
-        }
-        Ok(())
-    };
-    let done = write();
+    let done = make(&temporary).and_then(|()| fs::rename(&temporary, path));
     // After a rename there is nothing left to remove, unless both were names of one file already.
     let _ = fs::remove_file(&temporary);
     done.map_err(Error::io(path, "write"))
+}
+
+/// A file's new name is on the disk only once its folder is. Windows has no such call.
+fn sync_folder(path: &Path) -> Result<()> {
+    #[cfg(unix)]
+    {
+        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::io(path, "write"))?;
+    }
+    #[cfg(not(unix))]
+    let _ = path;
+    Ok(())
 }
 
 /// [`write_atomically`] for bytes at hand.

@@ -264,7 +264,7 @@ impl Ceilings {
         const N: usize = 8192;
         let Device::Cuda(driver) = place else { return Err(Error::Config("the CPU has no kernels".into())) };
         let large = Tensor::zeros_on(place, [BYTES], DType::U8)?;
-        let (a, b) = (Tensor::zeros_on(place, [1, N, N], precision.dtype())?, large.clone());
+        let a = Tensor::zeros_on(place, [1, N, N], precision.dtype())?;
         let best = |run: &dyn Fn() -> Result<()>| -> Result<f64> {
             let mut best = f64::INFINITY;
             for _ in 0..10 {
@@ -276,8 +276,7 @@ impl Ceilings {
             }
             Ok(best)
         };
-        let copy = best(&|| large.clone().into_unique().map(drop))?;
-        drop(b);
+        let copy = best(&|| large.clone().make_unique())?;
         let product = best(&|| cuda::linear::forward(&a, &a, None, None).map(drop))?;
         Ok(Self { copy: 2.0 * BYTES as f64 / copy, product: 2.0 * (N as f64).powi(3) / product })
     }

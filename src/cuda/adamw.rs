@@ -49,9 +49,7 @@ pub fn step(
     for (i, parameter) in parameters.iter_mut().enumerate() {
         let len = parameter.value.len();
         for written in [&mut *parameter.value, &mut *parameter.m, &mut *parameter.v] {
-            if !written.is_unique() {
-                *written = written.clone().into_unique()?;
-            }
+            written.make_unique()?;
         }
         let address = |x: &Tensor| match x.address() {
             Some((_, address)) if x.dtype() == DType::F32 && x.device() == device => Ok(address),

@@ -109,9 +109,7 @@ pub fn backward(dy: Tensor, x: &Tensor, n: &Normalization) -> Result<(Tensor, Te
 
 /// running += momentum·(batch − running), in place unless the buffer is shared.
 pub fn update_running(running: &mut Tensor, batch: &Tensor, momentum: f32) -> Result<()> {
-    if !running.is_unique() {
-        *running = running.clone().into_unique()?;
-    }
+    running.make_unique()?;
     let call = Call::untyped("batch_norm_running", batch)?.output_of(running, DType::F32);
     let call = call.input_of(batch, DType::F32).float(momentum).int(batch.len()).operations(3 * batch.len());
     // SAFETY: a thread for each number, guarded; both tensors have as many.

@@ -12,11 +12,10 @@ fn map(op: &str, x: &Tensor, other: Option<&Tensor>, y: &mut Tensor, operations:
     if let Some(other) = other {
         call = call.input(other);
     }
-    let (len, lanes, dtype) = (x.len(), 16 / x.dtype().size(), y.dtype());
-    let call = call.output_of(y, dtype);
-    let groups = if dtype == x.dtype() && call.is_aligned() { len / lanes } else { 0 };
-    let threads = groups + (len - groups * lanes);
-    let call = call.u64(groups as u64).u64(len as u64).operations(operations * len);
+    let (len, dtype) = (x.len(), y.dtype());
+    // A thread of a cast takes one number.
+    let lanes = if dtype == x.dtype() { 16 / dtype.size() } else { 1 };
+    let (call, threads) = call.output_of(y, dtype).operations(operations * len).groups(len, lanes);
     // SAFETY: a thread for each group of `lanes` numbers at aligned addresses, then one for each of the other numbers,
     // guarded; all tensors have as many numbers as x.
     unsafe { call.launch([threads.div_ceil(THREADS), 1, 1], THREADS, 0) }

@@ -61,18 +61,16 @@ pub fn fusion_loss(
 pub fn backward(dy: &Tensor, signs: &Tensor, dtype: DType) -> Result<Tensor> {
     let shape = [1, signs.dim(0), signs.dim(1), signs.dim(2), 3];
     let mut dx = Tensor::scratch_on(&signs.device(), shape, dtype)?;
-    let (len, lanes) = (dx.len(), 16 / dtype.size());
-    let threads = len / lanes + len % lanes;
+    let len = dx.len();
     let call = Call::untyped(&format!("fusion_loss_backward_{dtype}"), signs)?
         .input_of(dy, DType::F32)
         .input_of(signs, DType::U8)
         .output_of(&mut dx, dtype)
-        .u64((len / lanes) as u64)
-        .u64(len as u64)
-        .float(reciprocal(len))
         .operations(8 * len);
-    // SAFETY: a thread for each group of `lanes` numbers, then one for each of the others, guarded; every address is
-    // that of an allocation, so the groups are aligned; each number has its pixel in `signs`.
+    let (call, threads) = call.groups(len, 16 / dtype.size());
+    let call = call.float(reciprocal(len));
+    // SAFETY: a thread for each group of numbers at aligned addresses, then one for each of the others, guarded; each
+    // number has its pixel in `signs`.
     unsafe { call.launch([threads.div_ceil(THREADS), 1, 1], THREADS, 0)? };
     Ok(dx)
 }

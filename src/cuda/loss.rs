@@ -1,6 +1,6 @@
 //! Launches of `kernels/loss.cu`; see [`crate::cpu::loss`] for the equations.
 
-use super::argmax::{THREADS, tile_bytes, tile_rows};
+use super::argmax::{THREADS, Tiles};
 use super::{Call, scratch_f32, scratch_like};
 use crate::{DType, Error, Result, Tensor};
 
@@ -13,39 +13,6 @@ pub(super) const COMBINING: usize = 1024;
 /// `len` numbers in double precision beside `x`, of arbitrary content: for partial sums.
 pub(super) fn scratch_f64(x: &Tensor, len: usize) -> Result<Tensor> {
     scratch_f32(x, [len, 2])
-}
-
-/// How the rows of logits are divided.
-struct Tiles {
-    rows: usize,
-    k: usize,
-    tile: usize,
-    /// Bytes of shared memory of a tile of the logits.
-    bytes: usize,
-}
-
-impl Tiles {
-    /// Where a row takes `extra` bytes of shared memory for each class, besides the logits.
-    fn new(logits: &Tensor, extra: usize) -> Self {
-        let (k, size) = (logits.shape().last(), logits.dtype().size());
-        let tile = tile_rows(k * (size + extra));
-        Self { rows: logits.len() / k, k, tile, bytes: tile_bytes(tile * k, size) }
-    }
-
-    /// Blocks that each take a tile.
-    fn blocks(&self) -> usize {
-        self.rows.div_ceil(self.tile)
-    }
-
-    /// Starts a kernel that takes these tiles, with `blocks` blocks and `shared` bytes of shared memory.
-    ///
-    /// # Safety
-    /// As for [`Call::launch`]; the rows and columns are those of the arguments.
-    unsafe fn launch(&self, call: Call, blocks: usize, shared: usize) -> Result<()> {
-        let call = call.int(self.rows).int(self.k).int(self.tile);
-        // SAFETY: the caller vouches for it.
-        unsafe { call.launch([blocks, 1, 1], THREADS, shared) }
-    }
 }
 
 /// The loss and the number of pixels that count, from the kernel `op` over the rows of `logits` and of `target`.

@@ -32,10 +32,7 @@ pub fn feature_mask(
 pub fn apply(x: &Tensor, mask: &Tensor) -> Result<Tensor> {
     let mut y = scratch_like(x, x.shape())?;
     let call = Call::new("apply_mask", x)?.input(x).input_of(mask, DType::U8).output(&mut y);
-    let (len, lanes) = (x.len(), 16 / x.dtype().size());
-    let groups = if call.is_aligned() { len / lanes } else { 0 };
-    let threads = groups + (len - groups * lanes);
-    let call = call.u64(groups as u64).u64(len as u64);
+    let (call, threads) = call.groups(x.len(), 16 / x.dtype().size());
     // SAFETY: a thread for each group of `lanes` numbers at aligned addresses, then one for each of the other numbers,
     // guarded; mask and y have as many numbers as x.
     unsafe { call.launch([threads.div_ceil(THREADS), 1, 1], THREADS, 0)? };

@@ -174,6 +174,13 @@ impl<'a> Call<'a> {
         self.args.iter().all(|arg| !matches!(arg, Arg::Pointer(address) if address % 16 != 0))
     }
 
+    /// The arguments `groups` and `len` of a kernel over `len` numbers, and its threads: the first `groups` take `lanes`
+    /// numbers each, which are none where an address so far is no multiple of 16, and the others take one.
+    pub fn groups(self, len: usize, lanes: usize) -> (Self, usize) {
+        let groups = if self.is_aligned() { len / lanes } else { 0 };
+        (self.u64(groups as u64).u64(len as u64), groups + (len - groups * lanes))
+    }
+
     /// Bytes that are not those of the arguments, each counted once: for a kernel that touches part of a tensor.
     pub fn bytes(mut self, bytes: usize) -> Self {
         self.work.bytes = bytes as u64;

@@ -14,6 +14,7 @@ use image::{
     DynamicImage, ExtendedColorType, ImageDecoder, ImageEncoder, ImageError, ImageFormat, ImageReader,
 };
 
+use crate::files::replace;
 use crate::{Error, Result};
 
 /// What a picture file may ask for, checked against its header before anything is allocated for it.
@@ -310,7 +311,7 @@ fn png_labels(path: &Path, bytes: &[u8], limits: Limits) -> Result<Labels> {
 fn write_png(path: &Path, width: usize, height: usize, data: &[u8], color: ExtendedColorType) -> Result<()> {
     let channels = usize::from(color.channel_count());
     let sizes = (u32::try_from(width), u32::try_from(height));
-    let ((Ok(w), Ok(h)), Some(name)) = (sizes, path.file_name()) else {
+    let ((Ok(w), Ok(h)), Some(_)) = (sizes, path.file_name()) else {
         return Err(Error::file(
             path,
             format!("a picture of {width}×{height} cannot be written under this name"),
@@ -328,12 +329,7 @@ fn write_png(path: &Path, width: usize, height: usize, data: &[u8], color: Exten
     PngEncoder::new_with_quality(&mut bytes, CompressionType::Fast, FilterType::Adaptive)
         .write_image(data, w, h, color)
         .map_err(|e| Error::file(path, format!("cannot encode {width}×{height} pixels: {e}")))?;
-    let temporary = path.with_file_name(format!(".{}.{}.tmp", name.to_string_lossy(), std::process::id()));
-    fs::write(&temporary, &bytes).and_then(|()| fs::rename(&temporary, path)).map_err(|e| {
-        // The first error is the one to report.
-        let _ = fs::remove_file(&temporary);
-        Error::io(path, "write")(e)
-    })
+    replace(path, |temporary| fs::write(temporary, &bytes))
 }
 
 fn name(format: ImageFormat) -> &'static str {

@@ -225,41 +225,39 @@ impl Tensor {
     /// When `T` is not the tensor's type, or the tensor is not on the CPU.
     pub fn as_mut_slice<T: Element>(&mut self) -> &mut [T] {
         assert_eq!(T::DTYPE, self.dtype, "a {} tensor was written as {}", self.dtype, T::DTYPE);
+        assert!(self.is_on_cpu(), "a tensor on a CUDA device was written");
+        self.make_unique().expect("a copy in the host's memory cannot be refused");
         let len = self.len();
-        if !self.is_unique() {
-            let mut own = Buffer::new(self.bytes());
-            own.as_mut_slice::<T>()[..len].copy_from_slice(self.as_slice());
-            (self.storage, self.start) = (Arc::new(Storage::Host(own)), 0);
-        }
         match Arc::get_mut(&mut self.storage) {
             Some(Storage::Host(buffer)) => &mut buffer.as_mut_slice()[self.start..self.start + len],
-            _ => panic!("a tensor on a CUDA device was written"),
+            _ => unreachable!("the buffer is the host's, and was just made unique"),
         }
     }
 
-    /// The tensor with a buffer of its own, copied if it is shared.
+    /// Gives the tensor a buffer of its own, with a copy of the elements, if it shares one.
     ///
     /// # Errors
     /// When a device reports one.
-    pub fn into_unique(mut self) -> Result<Self> {
+    pub fn make_unique(&mut self) -> Result<()> {
         if self.is_unique() {
-            return Ok(self);
+            return Ok(());
         }
-        let mut own = Self::scratch_on(&self.device(), self.shape, self.dtype)?;
-        match (self.address(), own.address()) {
-            // SAFETY: both tensors hold these bytes, and the new one overlaps nothing.
-            (Some((driver, from)), Some((_, to))) => unsafe { driver.copy(from, to, self.bytes())? },
-            _ => {
-                let (start, bytes) = (self.start * self.dtype.size(), self.bytes());
-                if let (Storage::Host(from), Some(Storage::Host(to))) =
-                    (&*self.storage, Arc::get_mut(&mut own.storage))
-                {
-                    to.as_mut_slice::<u8>()[..bytes]
-                        .copy_from_slice(&from.as_slice::<u8>()[start..][..bytes]);
-                }
+        let (start, bytes) = (self.start * self.dtype.size(), self.bytes());
+        let own = match &*self.storage {
+            Storage::Host(from) => {
+                let mut own = Buffer::new(bytes);
+                own.as_mut_slice::<u8>()[..bytes].copy_from_slice(&from.as_slice::<u8>()[start..][..bytes]);
+                Storage::Host(own)
             }
-        }
-        Ok(own)
+            Storage::Device(from) => {
+                let own = Memory::new(from.driver(), bytes)?;
+                // SAFETY: this tensor's elements lie within its memory, and the new memory overlaps nothing.
+                unsafe { from.driver().copy(from.address() + start as u64, own.address(), bytes)? };
+                Storage::Device(own)
+            }
+        };
+        (self.storage, self.start) = (Arc::new(own), 0);
+        Ok(())
     }
 
     /// The elements of a float32 tensor. Panics on another type, as [`Tensor::as_slice`] does.
