@@ -1,6 +1,7 @@
 //! Training: losses, optimizer, schedule, the loop.
 
 mod config;
+mod examples;
 mod loss_scale;
 mod losses;
 mod optimizer;
@@ -8,8 +9,17 @@ mod run;
 mod trainer;
 
 pub use config::{AugmentConfig, Config, OptimizerConfig, Preset, Recipe, RunConfig};
+pub use examples::Examples;
 pub use loss_scale::LossScale;
 pub use losses::{LossWeights, Losses, Targets, losses};
 pub use optimizer::Optimizer;
 pub use run::Run;
-pub use trainer::{Examples, Progress, Trainer};
+pub use trainer::{Progress, Trainer};
+
+/// What each kind of draw adds to the seed of the run, so that no two share random numbers.
+mod domain {
+    pub const ORDER: u64 = 1 << 40;
+    pub const AUGMENT: u64 = 2 << 40;
+    pub const MASK: u64 = 3 << 40;
+    pub const DROP: u64 = 4 << 40;
+}

@@ -1,0 +1,82 @@
+//! The examples that a run is fed with.
+
+use std::sync::OnceLock;
+
+use super::config::Config;
+use super::domain;
+use crate::data::{Augment, Batch, Dataset, Example, Sample, augment, batch};
+use crate::random::Philox;
+use crate::{Error, Result};
+
+/// Decoded samples are kept while all of them together take no more than this.
+const CACHE_BYTES: usize = 1 << 29;
+
+/// The examples of a run. What example `n` is depends on the seed and `n` alone.
+pub struct Examples<'a> {
+    dataset: &'a Dataset,
+    config: &'a Config,
+    cache: Vec<OnceLock<Sample>>,
+}
+
+impl<'a> Examples<'a> {
+    /// The examples of a training list.
+    ///
+    /// # Errors
+    /// When the list is empty.
+    pub fn new(dataset: &'a Dataset, config: &'a Config) -> Result<Self> {
+        if dataset.is_empty() {
+            return Err(Error::Config("the training list has no names: add some to train.txt".into()));
+        }
+        Ok(Self { dataset, config, cache: (0..dataset.len()).map(|_| OnceLock::new()).collect() })
+    }
+
+    /// The epoch that step `step` begins in.
+    pub fn epoch(&self, step: usize) -> usize {
+        step * self.config.run.batch / self.dataset.len()
+    }
+
+    /// The batch of step `step`.
+    ///
+    /// # Errors
+    /// When a file of the data set cannot be read.
+    pub fn batch(&self, step: usize) -> Result<Batch> {
+        use rayon::prelude::*;
+        let (length, first) = (self.dataset.len(), step * self.config.run.batch);
+        let end = first + self.config.run.batch;
+        // A batch can reach from one epoch into the next.
+        let orders: Vec<_> = (first / length..end.div_ceil(length)).map(|epoch| self.order(epoch)).collect();
+        let examples = (first..end).into_par_iter().map(|n| {
+            let order = &orders[n / length - first / length];
+            self.example(n, order[n % length])
+        });
+        batch(&examples.collect::<Result<Vec<_>>>()?)
+    }
+
+    /// The samples of an epoch, in its order.
+    fn order(&self, epoch: usize) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..self.dataset.len()).collect();
+        let seed = self.config.run.seed.wrapping_add(domain::ORDER);
+        Philox::new(seed, epoch as u64).shuffle(&mut order);
+        order
+    }
+
+    /// Example `n` of the run, made of sample `index`.
+    fn example(&self, n: usize, index: usize) -> Result<Example> {
+        let (seed, a) = (self.config.run.seed, &self.config.augment);
+        let mut stream = Philox::new(seed.wrapping_add(domain::AUGMENT), n as u64);
+        let how = Augment { size: (a.height, a.width), scales: a.scales.clone(), mirror: a.mirror as f32 };
+        self.with_sample(index, |sample| augment(sample, &how, &mut || stream.f32()))
+    }
+
+    fn with_sample<T>(&self, index: usize, f: impl FnOnce(&Sample) -> T) -> Result<T> {
+        if let Some(sample) = self.cache[index].get() {
+            return Ok(f(sample));
+        }
+        let sample = self.dataset.sample(index)?;
+        let bytes = 2 * size_of_val(&sample.visible.rgb[..]);
+        if bytes.saturating_mul(self.dataset.len()) > CACHE_BYTES {
+            return Ok(f(&sample));
+        }
+        Ok(f(self.cache[index].get_or_init(|| sample)))
+    }
+}
