@@ -12,6 +12,7 @@ pub mod data;
 mod error;
 pub mod evaluate;
 pub mod files;
+pub mod infer;
 pub mod metrics;
 pub mod model;
 pub mod nn;

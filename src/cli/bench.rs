@@ -9,16 +9,17 @@ use super::{Machine, Network, Size, say, say_json};
 use crate::cuda::driver::Work;
 use crate::cuda::trace::{Entry, Trace};
 use crate::data::Batch;
+use crate::infer::{Engine, Pairs, Wanted};
 use crate::model::Amdanet;
 use crate::nn::Pass;
 use crate::random::Philox;
 use crate::train::{Config, Recipe, Trainer};
-use crate::{DType, Device, Error, Precision, Result, Tensor, cpu, cuda, tensor};
+use crate::{DType, Device, Error, Precision, Result, Tensor, cuda, tensor};
 
 #[derive(Subcommand)]
 pub enum Bench {
     /// Latency of one forward pass
-    Model(Options),
+    Model(ModelOptions),
     /// Time of one training step: two predictions, losses, gradients, AdamW
     Train(Options),
     /// Each kernel of an inference and of a training step, with its bytes, operations and time on a CUDA device
@@ -49,6 +50,15 @@ pub struct Options {
 }
 
 #[derive(Args)]
+pub struct ModelOptions {
+    /// Show the time of each step of the fused engine (CPU)
+    #[arg(long)]
+    profile: bool,
+    #[command(flatten)]
+    options: Options,
+}
+
+#[derive(Args)]
 pub struct KernelOptions {
     /// List the launches with their bytes and operations; needs no device
     #[arg(long)]
@@ -70,7 +80,8 @@ struct Spread {
 impl Bench {
     pub fn run(self) -> Result<()> {
         let options = match &self {
-            Self::Model(o) | Self::Train(o) => o,
+            Self::Model(m) => &m.options,
+            Self::Train(o) => o,
             Self::Kernels(k) => &k.options,
         };
         if !(1..=MOST_PAIRS).contains(&options.batch) || options.runs == 0 {
@@ -80,7 +91,7 @@ impl Bench {
             )));
         }
         match &self {
-            Self::Model(_) => options.model(),
+            Self::Model(m) => options.model(m.profile),
             Self::Train(_) => options.train(),
             Self::Kernels(k) => k.run(),
         }
@@ -116,19 +127,33 @@ impl Options {
         Ok(Batch { visible, infrared, labels, valid })
     }
 
-    fn model(&self) -> Result<()> {
+    fn model(&self, profile: bool) -> Result<()> {
         let device = self.machine.set_up()?;
         let (model, _) = self.build(&device)?;
-        let batch = self.batch()?.to(&device)?;
-        let spread = self.time(&device, || {
-            cpu::on_pool(|| {
-                let mut pass = Pass::eval(&model.params);
-                model.forward(&mut pass, &batch.visible, &batch.infrared).map(drop)
-            })
-        })?;
         let gflop = model.costs(self.size.height, self.size.width).iter().map(|c| c.flop).sum::<u64>() as f64
             * self.batch as f64
             / 1e9;
+        let batch = self.batch()?.to(&device)?;
+        let spread = match device {
+            Device::Cpu => {
+                let mut session = Engine::new(&model)?.session();
+                drop(model);
+                let pairs = Pairs::new(&batch.visible, &batch.infrared)?;
+                let wanted = Wanted::default();
+                let spread = self.time(&device, || match profile {
+                    true => session.run_timed(&pairs, wanted).map(drop),
+                    false => session.run(&pairs, wanted).map(drop),
+                })?;
+                if profile && !self.json {
+                    say(session.plan(&pairs, wanted)?);
+                }
+                spread
+            }
+            Device::Cuda(_) => self.time(&device, || {
+                let mut pass = Pass::eval(&model.params);
+                model.forward(&mut pass, &batch.visible, &batch.infrared).map(drop)
+            })?,
+        };
         self.report("latency_ms", &device, &spread, gflop)
     }
 

@@ -13,14 +13,14 @@ use crate::{Shape, Tensor};
 
 /// An output position is (1 − weight)·near + weight·far.
 #[derive(Clone, Copy)]
-pub(super) struct Tap {
+pub(crate) struct Tap {
     pub near: usize,
     pub far: usize,
     pub weight: f32,
 }
 
 /// Which input positions the outputs along one axis are made of, as PyTorch chooses them (`align_corners=False`).
-pub(super) struct Axis {
+pub(crate) struct Axis {
     /// For each output, the two inputs that it blends.
     pub taps: Vec<Tap>,
     /// For each input position, the outputs that read it.
