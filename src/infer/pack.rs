@@ -147,24 +147,6 @@ impl Weights {
         let (pictures, last) = (read.pictures()?, read.dense("aux_head.CNN_fuse.3", 0)?.pack());
         Ok(Self { levels, predict, pictures, last, config })
     }
-
-    /// Bytes of the packed products.
-    pub fn bytes(&self) -> usize {
-        let many = |list: &[Packed]| list.iter().map(Packed::bytes).sum::<usize>();
-        let attention = |a: &Attention| {
-            many(&a.q) + many(&a.kv) + a.reduction.as_ref().map_or(0, |(conv, _)| many(conv))
-        };
-        let level = |l: &Level| {
-            let block = |b: &Block| attention(&b.attention) + many(&b.proj) + many(&b.fc1) + many(&b.fc2);
-            many(&l.embed)
-                + l.blocks.iter().map(block).sum::<usize>()
-                + attention(&l.salient)
-                + many(&l.salient_proj)
-                + l.cross.iter().map(attention).sum::<usize>()
-                + l.segment.bytes()
-        };
-        self.levels.iter().map(level).sum()
-    }
 }
 
 /// y = w·x + b in float64, w `(O, I)`.

@@ -87,8 +87,7 @@ impl Grid {
             return 0;
         }
         let last = (n - 1) / self.block;
-        let within = if last == 0 { n } else { self.block.max(n - last * self.block) };
-        last * self.next + (m - 1) * self.row + within
+        last * self.next + (m - 1) * self.row + n - last * self.block
     }
 }
 
@@ -128,11 +127,6 @@ impl Packed {
     /// Columns.
     pub fn n(&self) -> usize {
         self.n
-    }
-
-    /// Bytes of the panels.
-    pub fn bytes(&self) -> usize {
-        self.panels.bytes()
     }
 
     /// The factor without its storage.
@@ -180,6 +174,7 @@ pub fn product(
         return;
     }
     let panels = n.div_ceil(PANEL);
+    assert!([a_grid, out_grid].iter().all(|g| g.next >= g.block), "blocks of columns overlap");
     assert!(a_grid.span(m, k) <= a.len(), "the left factor of {m}x{k} reaches past its slice");
     assert!(out_grid.span(m, n) <= out.len(), "the product of {m}x{n} reaches past its slice");
     assert!(out_grid.block == PANEL, "a product is written in blocks of {PANEL}");
