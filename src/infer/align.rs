@@ -1,4 +1,5 @@
 //! Steps between the two streams: semantic consistency and local alignment.
+#![allow(clippy::needless_range_loop)] // An iterator's calls, where they are not inlined, forbid vector instructions.
 
 use rayon::prelude::*;
 
@@ -95,6 +96,7 @@ pub fn statistics(x: &[f32], map: Map, partial: &mut [f32], spatial: &mut [f32])
         let parts = partial.par_chunks_mut(2 * c).zip(spatial.par_chunks_mut(BLOCK * 2));
         parts.zip(x.par_chunks(BLOCK * c)).for_each(|((partial, spatial), x)| {
             let (sum, max) = partial.split_at_mut(c);
+            let max = &mut max[..c];
             sum.fill(0.0);
             max.copy_from_slice(&x[..c]);
             simd(
@@ -107,9 +109,9 @@ pub fn statistics(x: &[f32], map: Map, partial: &mut [f32], spatial: &mut [f32])
                             |[x]| x,
                         ) / c as f32;
                         spatial.copy_from_slice(&[mean, largest(x)]);
-                        for ((sum, max), &x) in sum.iter_mut().zip(&mut *max).zip(x) {
-                            *sum += x;
-                            *max = greater(x, *max);
+                        for i in 0..c {
+                            sum[i] += x[i];
+                            max[i] = greater(x[i], max[i]);
                         }
                     }
                 },
@@ -129,8 +131,8 @@ fn largest(x: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; 16];
     let (chunks, tail) = x.as_chunks::<16>();
     for chunk in chunks {
-        for (lane, &v) in lanes.iter_mut().zip(chunk) {
-            *lane = greater(v, *lane);
+        for i in 0..16 {
+            lanes[i] = greater(chunk[i], lanes[i]);
         }
     }
     lanes.into_iter().chain(tail.iter().copied()).fold(f32::NEG_INFINITY, |max, v| greater(v, max))

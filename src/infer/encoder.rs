@@ -1,16 +1,22 @@
 //! Steps of the encoder, and of attention wherever it is: each a parallel loop over blocks of rows, whose
 //! intermediate results stay in scratch memory.
+#![allow(clippy::needless_range_loop)] // An iterator's calls, where they are not inlined, forbid vector instructions.
 
 use rayon::prelude::*;
 
-use super::pack::{Attention, Block, Depthwise, Weights};
+use super::pack::{Attention, Block, Depthwise};
 use super::plan::{Context, scratch_len};
 use super::product::{Finish, Grid, PANEL, Packed, Right};
 use super::vector::{self, Norm};
 use crate::cpu::{math, simd};
 
-/// Rows of one task: a multiple of the tile, few enough to stay in the cache.
+/// The most rows of one task: a multiple of the tile, few enough to stay in the cache.
 pub const ROWS: usize = 96;
+
+/// Rows of one task: fewer where a picture has few.
+fn rows_of(map: Map) -> usize {
+    (map.pixels() / 8).next_multiple_of(12).clamp(24, ROWS)
+}
 
 /// Queries whose scores are alive at once.
 const QUERIES: usize = 24;
@@ -129,7 +135,7 @@ pub fn embed(
     (weight, norm): (&[Packed], &[Norm]),
     (out, to): (&mut [f32], Map),
 ) {
-    blocks(out, to.pixels(), ROWS, to.c, |image, first, out| {
+    blocks(out, to.pixels(), rows_of(to), to.c, |image, first, out| {
         let (s, rows) = (image / to.batch, out.len() / to.c);
         let (k, row) = (weight[s].k(), stride(weight[s].k()));
         context.scratch([rows * row], |[a]| {
@@ -158,10 +164,24 @@ pub fn queries(
     out: &mut [f32],
 ) {
     let c = map.c;
-    blocks(out, map.pixels(), ROWS, c, |image, first, out| {
+    blocks(out, map.pixels(), rows_of(map), c, |image, first, out| {
         let (s, rows) = (image / map.batch, out.len() / c);
         let x = &x[(image * map.pixels() + first) * c..][..rows * c];
         linear(context, x, norm.map(|n| &n[s]), &weight[s], out, Grid::rows(c));
+    });
+}
+
+/// (a + b)·W + bias, for one stream each; scratch memory as [`queries`].
+pub fn sum_linear(context: &Context, [a, b]: [&[f32]; 2], map: Map, weight: &Packed, out: &mut [f32]) {
+    let (c, outputs) = (map.c, weight.n());
+    blocks(out, map.pixels(), rows_of(map), outputs, |image, first, out| {
+        let (rows, at) = (out.len() / outputs, (image * map.pixels() + first) * c);
+        context.scratch([rows * c], |[sum]| {
+            sum.copy_from_slice(&a[at..at + rows * c]);
+            vector::add(sum, &b[at..at + rows * c]);
+            let grids = (Grid::rows(c), Grid::rows(outputs));
+            context.product(rows, (sum, grids.0), weight.view(), (out, grids.1), Finish::default());
+        });
     });
 }
 
@@ -273,9 +293,8 @@ pub enum After<'a> {
 }
 
 /// Scratch memory of [`attend`].
-pub fn attend_scratch(map: Map, attention: &Attention) -> usize {
-    let n = map.keys(attention.sr).next_multiple_of(PANEL);
-    scratch_len(&[ROWS * stride(map.c), QUERIES * n, QUERIES])
+pub fn attend_scratch(map: Map, keys: usize) -> usize {
+    scratch_len(&[ROWS * stride(map.c), QUERIES * keys.next_multiple_of(PANEL), QUERIES])
 }
 
 /// softmax(q·kᵀ)·v by head, with keys and values as [`keys`] packs them, and what is done with the sum.
@@ -291,7 +310,7 @@ pub fn attend(
     let outputs = out.len() / map.all_pixels();
     let (each, keys_len, row) = (head_len(n, d), n.div_ceil(PANEL) * d * PANEL, stride(c));
     let columns = n.next_multiple_of(PANEL);
-    blocks(out, map.pixels(), ROWS, outputs, |image, first, out| {
+    blocks(out, map.pixels(), rows_of(map), outputs, |image, first, out| {
         let (s, rows) = (image / map.batch, out.len() / outputs);
         let place = (image * map.pixels() + first) * c;
         let q = &q[place..][..rows * c];
@@ -416,34 +435,59 @@ impl Bands<'_> {
     }
 }
 
-/// One row of one panel.
+/// One row of one panel, 16 channels at a time.
 #[inline(always)]
 fn depthwise_row(rows: [Option<&[f32]>; 3], weight: &[f32], w: usize, out: &mut [f32]) {
     for half in [0, 16] {
-        let tap = |t: usize| -> [f32; 16] {
-            let mut v = [0.0; 16];
-            v.copy_from_slice(&weight[t * PANEL + half..][..16]);
-            v
-        };
-        let bias = tap(9);
-        for x in 0..w {
-            let mut sum = bias;
-            for (ky, row) in rows.iter().enumerate() {
-                let Some(row) = row else { continue };
-                for kx in 0..3 {
-                    if x + kx == 0 || x + kx > w {
-                        continue;
-                    }
-                    let (source, tap) = (&row[(x + kx - 1) * PANEL + half..][..16], tap(ky * 3 + kx));
-                    for i in 0..16 {
-                        sum[i] = source[i].mul_add(tap[i], sum[i]);
-                    }
+        depthwise_pixels::<1>(rows, weight, (0, w), half, out);
+        let mut x = 1;
+        while x + PIXELS < w {
+            depthwise_pixels::<PIXELS>(rows, weight, (x, w), half, out);
+            x += PIXELS;
+        }
+        while x < w {
+            depthwise_pixels::<1>(rows, weight, (x, w), half, out);
+            x += 1;
+        }
+    }
+}
+
+/// Pixels whose sums are in registers at once.
+const PIXELS: usize = 4;
+
+/// P neighbouring pixels; with more than one, none of them is at the border.
+#[inline(always)]
+fn depthwise_pixels<const P: usize>(
+    rows: [Option<&[f32]>; 3],
+    weight: &[f32],
+    (x, w): (usize, usize),
+    half: usize,
+    out: &mut [f32],
+) {
+    let mut sums = [[0.0f32; 16]; P];
+    let bias = &weight[9 * PANEL + half..][..16];
+    for sum in &mut sums {
+        sum.copy_from_slice(bias);
+    }
+    for ky in 0..3 {
+        let Some(row) = rows[ky] else { continue };
+        for kx in 0..3 {
+            if P == 1 && (x + kx == 0 || x + kx > w) {
+                continue;
+            }
+            let tap = &weight[(ky * 3 + kx) * PANEL + half..][..16];
+            let source = &row[(x + kx - 1) * PANEL + half..][..(P - 1) * PANEL + 16];
+            for p in 0..P {
+                for i in 0..16 {
+                    sums[p][i] = source[p * PANEL + i].mul_add(tap[i], sums[p][i]);
                 }
             }
-            let out = &mut out[x * PANEL + half..][..16];
-            for i in 0..16 {
-                out[i] = math::gelu(sum[i]);
-            }
+        }
+    }
+    for p in 0..P {
+        let out = &mut out[(x + p) * PANEL + half..][..16];
+        for i in 0..16 {
+            out[i] = math::gelu(sums[p][i]);
         }
     }
 }
@@ -451,9 +495,4 @@ fn depthwise_row(rows: [Option<&[f32]>; 3], weight: &[f32], w: usize, out: &mut 
 /// Norm of every row, in place.
 pub fn normalize(norm: &[Norm], map: Map, x: &mut [f32]) {
     blocks(x, map.pixels(), ROWS, map.c, |image, _, x| norm[image / map.batch].in_place(x));
-}
-
-/// The block `(level, index)`.
-pub fn block(weights: &Weights, level: usize, index: usize) -> &Block {
-    &weights.levels[level].blocks[index]
 }

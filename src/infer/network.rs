@@ -6,7 +6,7 @@ use super::align::{self, Statistics};
 use super::arena::Slice;
 use super::encoder::{self, After, Map, Patches};
 use super::heads::{self, Grids};
-use super::pack::{Attention, Weights};
+use super::pack::{Attention, Block, Weights};
 use super::plan::{Builder, Plan};
 use crate::model::Arch;
 
@@ -34,9 +34,6 @@ pub struct Network {
     /// What else was wanted: `(B, H, W, 3)`, and `(B, H, W, classes)` twice.
     pub extra: [Option<Slice>; 3],
 }
-
-/// An attention of a level, wherever its weights are.
-type Pick = fn(&Weights, usize, usize) -> &Attention;
 
 /// The keys and values of one attention.
 #[derive(Clone, Copy)]
@@ -113,74 +110,71 @@ impl Maker<'_> {
         out
     }
 
+    /// Semantic consistency inference, in place.
     fn consistency(&mut self, level: usize, x: Slice, map: Map) {
-        let w = self.weights.clone();
-        let tau = (w.config.arch == Arch::Paper).then_some(w.config.tau);
+        let config = &self.weights.config;
+        let tau = (config.arch == Arch::Paper).then_some(config.tau);
+        let Some(sci) = self.weights.levels[level].sci.clone() else { return };
         let operations = 2 * map.all_pixels() / 2 * (2 * map.c * map.c + map.c);
         let scratch = align::consistency_scratch(map);
         self.plan.step(at(level, "semantic consistency"), [x], operations, scratch, move |context, [x]| {
-            align::consistency(context, &w.levels[level].sci, tau, x, map);
+            align::consistency(context, &sci, tau, x, map);
         });
     }
 
     /// A transformer block, in place.
     fn block(&mut self, level: usize, index: usize, x: Slice, map: Map) {
-        let attention: Pick = |w, level, index| &w.levels[level].blocks[index].attention;
-        let q = self.queries((level, index), "block", attention, x, map, true);
-        let keys = self.keys((level, index), "block", attention, x, map, true);
-        let w = self.weights.clone();
+        let block = self.weights.levels[level].blocks[index].clone();
+        let name = |what: &str| at(level, &format!("block {what}"));
+        let q = self.queries(name("queries"), &block.attention, Some(&block), x, map);
+        let keys = self.keys(name("keys"), &block.attention, Some(&block), x, map);
         let operations = attention_operations(map, keys.count) + 2 * map.len() * map.c;
-        let scratch = encoder::attend_scratch(map, attention(&w, level, index));
-        let buffers = [q, keys.packed, x];
-        self.plan.step(at(level, "block attention"), buffers, operations, scratch, move |context, [q, kv, x]| {
-            let after = After::Project(&w.levels[level].blocks[index].proj);
+        let scratch = encoder::attend_scratch(map, keys.count);
+        let (buffers, b) = ([q, keys.packed, x], block.clone());
+        self.plan.step(name("attention"), buffers, operations, scratch, move |context, [q, kv, x]| {
+            let after = After::Project(&b.proj);
             encoder::attend(context, (q, map), (kv, keys.count, keys.heads), after, x);
         });
-        let w = self.weights.clone();
-        let width = encoder::block(&w, level, index).fc1[0].n();
+        let (width, b) = (block.fc1[0].n(), block.clone());
         let hidden = self.plan.buffer(encoder::hidden_len(map, width));
         let operations = 2 * map.len() * width;
         let scratch = encoder::mix_scratch(map, width);
-        self.plan.step(at(level, "block expand"), [x, hidden], operations, scratch, move |context, [x, hidden]| {
-            encoder::expand(context, (x, map), encoder::block(&w, level, index), hidden);
+        self.plan.step(name("expand"), [x, hidden], operations, scratch, move |context, [x, hidden]| {
+            encoder::expand(context, (x, map), &b, hidden);
         });
-        let w = self.weights.clone();
         let operations = operations + 2 * 9 * map.all_pixels() * width;
-        self.plan.step(at(level, "block contract"), [hidden, x], operations, scratch, move |context, [hidden, x]| {
-            encoder::contract(context, (hidden, map), encoder::block(&w, level, index), x);
+        self.plan.step(name("contract"), [hidden, x], operations, scratch, move |context, [hidden, x]| {
+            encoder::contract(context, (hidden, map), &block, x);
         });
     }
 
+    /// The queries of x, behind the first norm of `block` if there is one.
     fn queries(
         &mut self,
-        (level, index): (usize, usize),
-        what: &str,
-        pick: Pick,
+        name: String,
+        attention: &Arc<Attention>,
+        block: Option<&Arc<Block>>,
         x: Slice,
         map: Map,
-        normed: bool,
     ) -> Slice {
-        let (w, out) = (self.weights.clone(), self.plan.buffer(map.len()));
+        let (attention, block, out) = (attention.clone(), block.cloned(), self.plan.buffer(map.len()));
         let scratch = encoder::queries_scratch(map);
-        let name = at(level, &format!("{what} queries"));
         self.plan.step(name, [x, out], 2 * map.len() * map.c, scratch, move |context, [x, out]| {
-            let norm = normed.then(|| &w.levels[level].blocks[index].norm1[..]);
-            encoder::queries(context, x, map, norm, &pick(&w, level, index).q, out);
+            let norm = block.as_ref().map(|b| &b.norm1[..]);
+            encoder::queries(context, x, map, norm, &attention.q, out);
         });
         out
     }
 
+    /// The keys and values of x, behind the first norm of `block` if there is one.
     fn keys(
         &mut self,
-        (level, index): (usize, usize),
-        what: &str,
-        pick: Pick,
+        name: String,
+        attention: &Arc<Attention>,
+        block: Option<&Arc<Block>>,
         x: Slice,
         map: Map,
-        normed: bool,
     ) -> Keys {
-        let w = self.weights.clone();
-        let attention = pick(&w, level, index);
         let (heads, sr, count) = (attention.heads, attention.sr, map.keys(attention.sr));
         let images = map.streams * map.batch;
         let kv = self.plan.buffer(images * count * 2 * map.c);
@@ -188,10 +182,10 @@ impl Maker<'_> {
         let reduction = if sr > 1 { sr * sr * map.c * map.c } else { 0 };
         let operations = 2 * images * count * (reduction + 2 * map.c * map.c);
         let scratch = encoder::keys_scratch(map, attention);
-        let name = at(level, &format!("{what} keys"));
+        let (attention, block) = (attention.clone(), block.cloned());
         self.plan.step(name, [x, kv, packed], operations, scratch, move |context, [x, kv, packed]| {
-            let norm = normed.then(|| &w.levels[level].blocks[index].norm1[..]);
-            encoder::keys(context, x, map, norm, pick(&w, level, index), (kv, packed));
+            let norm = block.as_ref().map(|b| &b.norm1[..]);
+            encoder::keys(context, x, map, norm, &attention, (kv, packed));
         });
         Keys { packed, count, heads }
     }
@@ -203,68 +197,72 @@ impl Maker<'_> {
         });
     }
 
-    /// Local alignment.
+    /// Local alignment; x itself in a network without it.
     fn align(&mut self, level: usize, x: Slice, map: Map) -> Slice {
+        let Some(local) = self.weights.levels[level].local.clone() else { return x };
         let partial = self.plan.buffer(align::partial_len(map));
         let spatial = self.plan.buffer(2 * map.all_pixels());
         self.plan.step(at(level, "statistics"), [x, partial, spatial], 0, 0, move |_, [x, partial, spatial]| {
             align::statistics(x, map, partial, spatial);
         });
-        let (w, channel) = (self.weights.clone(), self.plan.buffer(2 * map.batch * map.c));
+        let (l, channel) = (local.clone(), self.plan.buffer(2 * map.batch * map.c));
         let (operations, scratch) = (8 * map.batch * 2 * map.c * (map.c / 2), align::channel_scratch(map));
         let name = at(level, "channel weights");
         self.plan.step(name, [partial, channel], operations, scratch, move |context, [partial, channel]| {
-            align::channel_weights(context, &w.levels[level].local, partial, map, channel);
+            align::channel_weights(context, &l, partial, map, channel);
         });
-        let (w, out) = (self.weights.clone(), self.plan.buffer(map.len()));
-        let gate = if w.levels[level].local.gate.is_some() { 3 * map.c * (map.c / 2) } else { 0 };
+        let out = self.plan.buffer(map.len());
+        let gate = if local.gate.is_some() { 3 * map.c * (map.c / 2) } else { 0 };
         let operations = 2 * map.all_pixels() / 2 * gate;
         let scratch = align::align_scratch(map);
         let buffers = [x, spatial, channel, out];
         self.plan.step(at(level, "local alignment"), buffers, operations, scratch, move |context, views| {
             let [x, spatial, channel, out] = views;
             let statistics = Statistics { spatial, channel };
-            align::align(context, &w.levels[level].local, (x, map), &statistics, out);
+            align::align(context, &local, (x, map), &statistics, out);
         });
         out
     }
 
     /// Global alignment, and the level's part of the segmentation head's hidden layer.
-    fn global(&mut self, level: usize, x: Slice, map: Map) -> Slice {
-        let salient: Pick = |w, level, _| &w.levels[level].salient;
-        let q = self.queries((level, 0), "salient", salient, x, map, false);
-        let keys = self.keys((level, 0), "salient", salient, x, map, false);
-        let (w, enhanced) = (self.weights.clone(), self.plan.buffer(map.len()));
-        let scratch = encoder::attend_scratch(map, salient(&w, level, 0));
-        let operations = attention_operations(map, keys.count) + 2 * map.len() * map.c;
+    fn global(&mut self, level: usize, x: Slice, both: Map) -> Slice {
+        let (w, map) = (self.weights.clone(), both.single());
+        let outputs = w.levels[level].segment.n();
+        let out = self.plan.buffer(map.all_pixels() * outputs);
+        let last = 2 * map.len() * outputs;
+        let Some(global) = w.levels[level].global.clone() else {
+            let (buffers, scratch) = ([x.part(0, 2), x.part(1, 2), out], encoder::queries_scratch(map));
+            self.plan.step(at(level, "sum of the streams"), buffers, last, scratch, move |context, [a, b, out]| {
+                encoder::sum_linear(context, [a, b], map, &w.levels[level].segment, out);
+            });
+            return out;
+        };
+        let name = |what: &str| at(level, &format!("salient {what}"));
+        let q = self.queries(name("queries"), &global.salient, None, x, both);
+        let keys = self.keys(name("keys"), &global.salient, None, x, both);
+        let (g, enhanced) = (global.clone(), self.plan.buffer(both.len()));
+        let scratch = encoder::attend_scratch(both, keys.count);
+        let operations = attention_operations(both, keys.count) + 2 * both.len() * both.c;
         let buffers = [q, keys.packed, x, enhanced];
-        self.plan.step(at(level, "salient attention"), buffers, operations, scratch, move |context, views| {
-            let [q, kv, x, out] = views;
-            let after = After::ProjectSum(x, &w.levels[level].salient_proj);
-            encoder::attend(context, (q, map), (kv, keys.count, keys.heads), after, out);
+        self.plan.step(name("attention"), buffers, operations, scratch, move |context, [q, kv, x, out]| {
+            let after = After::ProjectSum(x, &g.salient_proj);
+            encoder::attend(context, (q, both), (kv, keys.count, keys.heads), after, out);
         });
 
-        let map = map.single();
+        let name = |what: &str| at(level, &format!("cross-modal {what}"));
         let [visible, infrared] = [enhanced.part(0, 2), enhanced.part(1, 2)];
-        let first: Pick = |w, level, _| &w.levels[level].cross[0];
-        let second: Pick = |w, level, _| &w.levels[level].cross[1];
-        let q = self.queries((level, 0), "cross-modal", first, visible, map, false);
-        let keys = self.keys((level, 0), "cross-modal", first, infrared, map, false);
+        let q = self.queries(name("queries"), &global.cross[0], None, visible, map);
+        let keys = self.keys(name("keys"), &global.cross[0], None, infrared, map);
         let middle = self.plan.buffer(map.len());
         let operations = attention_operations(map, keys.count);
         let buffers = [q, keys.packed, visible, middle];
-        let name = at(level, "cross-modal attention");
-        self.plan.step(&*name, buffers, operations, scratch, move |context, [q, kv, x, out]| {
+        self.plan.step(name("attention"), buffers, operations, scratch, move |context, [q, kv, x, out]| {
             encoder::attend(context, (q, map), (kv, keys.count, keys.heads), After::Sum(x), out);
         });
-        let q = self.queries((level, 0), "cross-modal", second, infrared, map, false);
-        let keys = self.keys((level, 0), "cross-modal", second, middle, map, false);
-        let w = self.weights.clone();
-        let outputs = w.levels[level].segment.n();
-        let out = self.plan.buffer(map.all_pixels() * outputs);
-        let operations = operations + 2 * map.len() * outputs;
+        let q = self.queries(name("queries"), &global.cross[1], None, infrared, map);
+        let keys = self.keys(name("keys"), &global.cross[1], None, middle, map);
         let buffers = [q, keys.packed, infrared, out];
-        self.plan.step(name, buffers, operations, scratch, move |context, [q, kv, x, out]| {
+        self.plan.step(name("attention"), buffers, operations + last, scratch, move |context, [q, kv, x, out]| {
             let after = After::ProjectSum(x, std::slice::from_ref(&w.levels[level].segment));
             encoder::attend(context, (q, map), (kv, keys.count, keys.heads), after, out);
         });

@@ -9,6 +9,7 @@
 //!   level's part of the fuse convolution are one product.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use rayon::prelude::*;
 
@@ -44,7 +45,7 @@ pub struct Block {
     /// Before the attention.
     pub norm1: Vec<Norm>,
     /// The attention.
-    pub attention: Attention,
+    pub attention: Arc<Attention>,
     /// Its projection.
     pub proj: Vec<Packed>,
     /// Before the Mix-FFN.
@@ -85,6 +86,16 @@ pub struct Local {
     pub gate: Option<([Packed; 2], Packed)>,
 }
 
+/// Global alignment.
+pub struct Global {
+    /// Salient enhancement of both modalities.
+    pub salient: Arc<Attention>,
+    /// Its projections.
+    pub salient_proj: Vec<Packed>,
+    /// Cross-modal attention, visible to infrared and infrared to visible.
+    pub cross: [Arc<Attention>; 2],
+}
+
 /// One level.
 pub struct Level {
     /// Patch embedding.
@@ -92,20 +103,16 @@ pub struct Level {
     /// Its norm.
     pub embed_norm: Vec<Norm>,
     /// The blocks.
-    pub blocks: Vec<Block>,
+    pub blocks: Vec<Arc<Block>>,
     /// After the blocks.
     pub norm: Vec<Norm>,
-    /// Semantic consistency.
-    pub sci: Sci,
-    /// Local alignment.
-    pub local: Local,
-    /// Salient enhancement of both modalities.
-    pub salient: Attention,
-    /// Its projections.
-    pub salient_proj: Vec<Packed>,
-    /// Cross-modal attention, visible to infrared and infrared to visible.
-    pub cross: [Attention; 2],
-    /// From the second attention's sum to the level's part of the segmentation head's hidden layer.
+    /// Semantic consistency, if the network has it.
+    pub sci: Option<Arc<Sci>>,
+    /// Local alignment, if the network has it.
+    pub local: Option<Arc<Local>>,
+    /// Global alignment without its last projection, if the network has it.
+    pub global: Option<Arc<Global>>,
+    /// From what global alignment's last projection reads to the level's part of the segmentation head's hidden layer.
     pub segment: Packed,
     /// To the fusion head's channels, with the batch norm.
     pub points: Vec<Packed>,
@@ -304,7 +311,7 @@ impl Reader<'_> {
         [q, kv]: [&str; 2],
         level: usize,
         before: Option<&Dense>,
-    ) -> Result<Attention> {
+    ) -> Result<Arc<Attention>> {
         let (dim, heads, sr) = (self.config.dims[level], self.config.heads[level], self.config.sr[level]);
         let scale = vec![((dim / heads) as f64).powf(-0.5); dim];
         let streams = self.streams(&format!("{name}.{q}.weight"))?;
@@ -319,7 +326,7 @@ impl Reader<'_> {
             let all = (0..streams).map(|s| Ok(source(self.dense(&format!("{name}.{kv}"), s)?)));
             (None, all.collect::<Result<_>>()?)
         };
-        Ok(Attention { q, reduction, kv, heads, sr })
+        Ok(Arc::new(Attention { q, reduction, kv, heads, sr }))
     }
 
     fn block(&self, level: usize, index: usize) -> Result<Block> {
@@ -391,32 +398,44 @@ impl Reader<'_> {
     }
 
     fn level(&self, i: usize) -> Result<Level> {
-        let global = format!("backbone.GEs.{i}");
-        let at = |leaf: &str| format!("{global}.{leaf}");
-        let cross = ["q1", "kv2"];
-        let middle = self.dense(&at("CM_x1toX2.proj"), 0)?;
-        let last = self.dense(&at("CM_x2toX1.proj"), 0)?;
+        let project = self.dense(&format!("backbone.GEs.{i}.proj"), 0)?;
+        let last = format!("backbone.GEs.{i}.CM_x2toX1.proj");
+        let has = |name: &str| self.has(&format!("backbone.{name}"));
+        let (global, project) = match has(&format!("GEs.{i}.CM_x2toX1.proj.weight")) {
+            true => (Some(Arc::new(self.global(i)?)), project.after(&self.dense(&last, 0)?)),
+            false => (None, project),
+        };
+        let sci = has(&format!("sci_{}.lambda_param", i + 1)).then(|| self.sci(i));
+        let local = has(&format!("LEs.{i}.fuse_sc.cha.mlp.0.weight")).then(|| self.local(i));
         Ok(Level {
             embed: self.packed(&format!("backbone.patch_embed{}.proj", i + 1))?,
             embed_norm: self.norm(&format!("backbone.patch_embed{}.norm", i + 1), 1e-5)?,
-            blocks: (0..self.config.depths[i]).map(|j| self.block(i, j)).collect::<Result<_>>()?,
+            blocks: (0..self.config.depths[i]).map(|j| Ok(Arc::new(self.block(i, j)?))).collect::<Result<_>>()?,
             norm: self.norm(&format!("backbone.norm{}", i + 1), 1e-6)?,
-            sci: self.sci(i)?,
-            local: self.local(i)?,
-            salient: self.attention(&at("SE_x1"), ["q", "kv"], i, None)?,
-            salient_proj: self.packed(&at("SE_x1.proj"))?,
-            cross: [
-                self.attention(&at("CM_x1toX2"), cross, i, None)?,
-                self.attention(&at("CM_x2toX1"), cross, i, Some(&middle))?,
-            ],
-            segment: self.segment(i, &self.dense(&at("proj"), 0)?.after(&last))?.pack(),
+            sci: sci.transpose()?.map(Arc::new),
+            local: local.transpose()?.map(Arc::new),
+            global,
+            segment: self.segment(i, &project)?.pack(),
             points: (0..2).map(|s| Ok(self.point(i, s)?.pack())).collect::<Result<_>>()?,
             taps: self.taps(i)?.pack(),
         })
     }
 
-    /// From the sum of the second cross-modal attention, which `fused` makes the level's fused map of, to the hidden
-    /// layer of the segmentation head. The finest level brings the biases of the whole.
+    fn global(&self, level: usize) -> Result<Global> {
+        let at = |leaf: &str| format!("backbone.GEs.{level}.{leaf}");
+        let cross = ["q1", "kv2"];
+        let middle = self.dense(&at("CM_x1toX2.proj"), 0)?;
+        Ok(Global {
+            salient: self.attention(&at("SE_x1"), ["q", "kv"], level, None)?,
+            salient_proj: self.packed(&at("SE_x1.proj"))?,
+            cross: [
+                self.attention(&at("CM_x1toX2"), cross, level, None)?,
+                self.attention(&at("CM_x2toX1"), cross, level, Some(&middle))?,
+            ],
+        })
+    }
+
+    /// From what `fused` makes the level's fused map of to the hidden layer of the segmentation head. The finest level brings the biases of the whole.
     fn segment(&self, level: usize, fused: &Dense) -> Result<Dense> {
         let d = self.config.decoder_dim;
         let fuse = self.wide("decode_head.linear_fuse.0.weight", 0)?;
