@@ -3,10 +3,11 @@
 use serde::Serialize;
 
 use crate::data::{ClassSet, Dataset, Example, Sample, batch, to_bytes};
+use crate::infer::{Engine, Pairs, Session, Wanted};
 use crate::metrics::{AveragePrecision, Confusion, FusionMean, Scores, fusion_metrics};
 use crate::model::{Amdanet, SMALLEST_SIDE};
 use crate::nn::Pass;
-use crate::{DType, Device, Error, Result, Tensor, cpu, ops};
+use crate::{DType, Device, Error, Result, Tensor, ops};
 
 /// A modality that is replaced by black, to see what the network makes of the other alone.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
@@ -27,19 +28,51 @@ pub struct Prediction {
     pub logits: crate::Var,
 }
 
-/// Fuses and labels one pair; pictures `(1, 1, H, W, 3)` in [0, 1].
-///
-/// # Errors
-/// When the pictures' shapes differ or a side is below 32.
-pub fn predict(model: &Amdanet, visible: &Tensor, infrared: &Tensor) -> Result<Prediction> {
-    cpu::on_pool(|| {
-        let mut pass = Pass::eval(&model.params);
-        let output = model.forward(&mut pass, visible, infrared)?;
+/// A network that is ready to predict: on the CPU packed for the fused engine, whose plans and memory are kept.
+pub struct Predictor<'a> {
+    model: &'a Amdanet,
+    session: Option<Session>,
+}
+
+impl<'a> Predictor<'a> {
+    /// Packs the network where it is on the CPU.
+    ///
+    /// # Errors
+    /// When a weight is missing.
+    pub fn new(model: &'a Amdanet) -> Result<Self> {
+        let packed = *model.params.device() == Device::Cpu;
+        let session = packed.then(|| Engine::new(model)).transpose()?.map(|engine| engine.session());
+        Ok(Self { model, session })
+    }
+
+    /// Fuses and labels one pair; pictures `(1, 1, H, W, 3)` in [0, 1].
+    ///
+    /// # Errors
+    /// When the pictures' shapes differ or a side is below 32.
+    pub fn predict(&mut self, visible: &Tensor, infrared: &Tensor) -> Result<Prediction> {
+        if let Some(session) = &mut self.session {
+            let wanted = Wanted { logits: true, ..Wanted::default() };
+            let output = session.run(&Pairs::new(visible, infrared)?, wanted)?;
+            let shape = visible.shape().with_last(self.model.config().classes);
+            let logits = Tensor::from_slice(shape, output.logits.unwrap_or_default())?;
+            let (labels, fused) = (output.labels.to_vec(), output.fused.to_vec());
+            return Ok(Prediction { labels, fused, logits: crate::Var::constant(logits) });
+        }
+        let mut pass = Pass::eval(&self.model.params);
+        let output = self.model.forward(&mut pass, visible, infrared)?;
         let labels = ops::argmax(&mut pass.tape, &output.logits)?.to(&Device::Cpu)?;
         let image = output.image.value().cast(DType::F32)?.to(&Device::Cpu)?;
         let (labels, fused) = (labels.as_slice::<u8>().to_vec(), to_bytes(image.f32()));
         Ok(Prediction { labels, fused, logits: output.logits })
-    })
+    }
+}
+
+/// [`Predictor::predict`] for a single pair.
+///
+/// # Errors
+/// As [`Predictor::predict`].
+pub fn predict(model: &Amdanet, visible: &Tensor, infrared: &Tensor) -> Result<Prediction> {
+    Predictor::new(model)?.predict(visible, infrared)
 }
 
 /// What [`evaluate`] measured.
@@ -67,6 +100,7 @@ pub fn evaluate(
     let mut confusion = Confusion::new(n);
     let mut precision = AveragePrecision::new(n);
     let mut fusion = FusionMean::default();
+    let mut predictor = Predictor::new(model)?;
     for index in 0..dataset.len() {
         let sample = dataset.sample(index)?;
         let (w, h) = (sample.visible.width, sample.visible.height);
@@ -80,7 +114,7 @@ pub fn evaluate(
             Some(Modality::Infrared) => input.infrared.f32_mut().fill(0.0),
             None => {}
         }
-        let predicted = predict(model, &input.visible, &input.infrared)?;
+        let predicted = predictor.predict(&input.visible, &input.infrared)?;
         confusion.add(&sample.labels.ids, &predicted.labels)?;
         let probabilities =
             ops::probabilities(&mut crate::Tape::off(), &predicted.logits)?.to(&Device::Cpu)?;

@@ -18,6 +18,7 @@ use std::path::Path;
 
 use crate::cpu;
 use crate::cpu::adamw::{AdamW, Scaling};
+use crate::infer::{Engine, Pairs, Wanted};
 use crate::model::{Amdanet, Arch, Encoder, Masking, ModelConfig, stack};
 use crate::nn::{Params, Pass};
 use crate::train::{LossWeights, Optimizer, Targets, losses};
@@ -272,6 +273,9 @@ fn verify_here(path: &Path, device: &Device, precision: Precision) -> Result<Rep
     };
     outputs(path, &golden, &model, &scene, "eval", output, &mut report)?;
     features(path, &golden, &model, &scene, output, &mut report)?;
+    if *device == Device::Cpu {
+        engine(path, &golden, &model, &scene, output, &mut report)?;
+    }
     if let Some(steps) = h.steps.filter(|_| precision == Precision::F32) {
         let before = model.params.clone();
         training(path, &golden, &mut model, &scene, steps, &mut report)?;
@@ -297,6 +301,29 @@ fn outputs(
         let want = golden.get(path, &format!("{when}.{name}"), ours.len())?;
         let group = if when == "eval" { name.to_string() } else { format!("{name} after the steps") };
         report.add(group, tolerance, relative_error(&ours, want));
+    }
+    Ok(())
+}
+
+/// Compares logits and fused picture of the fused engine.
+fn engine(
+    path: &Path,
+    golden: &Golden,
+    model: &Amdanet,
+    scene: &Scene,
+    tolerance: f64,
+    report: &mut Report,
+) -> Result<()> {
+    let wanted = Wanted { image: true, logits: true, probabilities: false };
+    let mut session = Engine::new(model)?.session();
+    let output = session.run(&Pairs::new(&scene.visible, &scene.infrared)?, wanted)?;
+    let shape = scene.visible.shape();
+    for (name, numbers) in [("logits", output.logits), ("image", output.image)] {
+        let numbers = numbers.unwrap_or_default();
+        let value = Tensor::from_slice(shape.with_last(numbers.len() * 3 / shape.len()), numbers)?;
+        let ours = planes(&value, golden.header.stride.unwrap_or(1));
+        let want = golden.get(path, &format!("eval.{name}"), ours.len())?;
+        report.add(format!("{name} of the fused engine"), tolerance, relative_error(&ours, want));
     }
     Ok(())
 }

@@ -136,8 +136,7 @@ impl Options {
         let batch = self.batch()?.to(&device)?;
         let spread = match device {
             Device::Cpu => {
-                let mut session = Engine::new(&model)?.session();
-                drop(model);
+                let mut session = Engine::consume(model)?.session();
                 let pairs = Pairs::new(&batch.visible, &batch.infrared)?;
                 let wanted = Wanted::default();
                 let spread = self.time(&device, || match profile {

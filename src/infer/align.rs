@@ -102,12 +102,10 @@ pub fn statistics(x: &[f32], map: Map, partial: &mut [f32], spatial: &mut [f32])
             simd(
                 #[inline(always)]
                 || {
-                    for (x, spatial) in x.chunks_exact(c).zip(spatial.chunks_exact_mut(2)) {
-                        let mean = reduce::sum(
-                            [x],
-                            #[inline(always)]
-                            |[x]| x,
-                        ) / c as f32;
+                    for pixel in 0..x.len() / c {
+                        let (x, spatial) = (&x[pixel * c..][..c], &mut spatial[pixel * 2..][..2]);
+                        let sum = &mut sum[..c];
+                        let mean = vector::sum(x, 0.0, false) / c as f32;
                         spatial.copy_from_slice(&[mean, largest(x)]);
                         for i in 0..c {
                             sum[i] += x[i];

@@ -7,8 +7,8 @@ use rayon::prelude::*;
 use super::pack::{Attention, Block, Depthwise};
 use super::plan::{Context, scratch_len};
 use super::product::{Finish, Grid, PANEL, Packed, Right};
-use super::vector::{self, Norm};
-use crate::cpu::{math, simd};
+use super::vector::{self, Norm, load, multiply_add};
+use crate::cpu::simd;
 
 /// The most rows of one task: a multiple of the tile, few enough to stay in the cache.
 pub const ROWS: usize = 96;
@@ -297,7 +297,7 @@ pub fn attend_scratch(map: Map, keys: usize) -> usize {
     scratch_len(&[ROWS * stride(map.c), QUERIES * keys.next_multiple_of(PANEL), QUERIES])
 }
 
-/// softmax(q·kᵀ)·v by head, with keys and values as [`keys`] packs them, and what is done with the sum.
+/// softmax(q·kᵀ)·v by head, with scores in units of ln 2, with keys and values as [`keys`] packs them, and what is done with the sum.
 pub fn attend(
     context: &Context,
     (q, map): (&[f32], Map),
@@ -325,7 +325,7 @@ pub fn attend(
                     let scores = &mut scores[..rows * columns];
                     let grid = Grid::rows(columns);
                     context.product(rows, (q, Grid::rows(c)), k, (&mut *scores, grid), Finish::default());
-                    vector::exponentials(scores, columns, n, &mut sums[..rows]);
+                    vector::powers(scores, columns, n, &mut sums[..rows]);
                     context.product(rows, (scores, grid), v, (&mut *sum, Grid::rows(row)), Finish::default());
                     for (sum, total) in sum.chunks_mut(row).zip(&*sums) {
                         let factor = 1.0 / total;
@@ -435,61 +435,75 @@ impl Bands<'_> {
     }
 }
 
-/// One row of one panel, 16 channels at a time.
+/// One row of one panel: the convolution, then GELU of the whole row.
 #[inline(always)]
 fn depthwise_row(rows: [Option<&[f32]>; 3], weight: &[f32], w: usize, out: &mut [f32]) {
     for half in [0, 16] {
-        depthwise_pixels::<1>(rows, weight, (0, w), half, out);
+        depthwise_border(rows, weight, (0, w), half, out);
         let mut x = 1;
         while x + PIXELS < w {
-            depthwise_pixels::<PIXELS>(rows, weight, (x, w), half, out);
+            depthwise_pixels::<PIXELS>(rows, weight, x, half, out);
             x += PIXELS;
         }
-        while x < w {
-            depthwise_pixels::<1>(rows, weight, (x, w), half, out);
+        while x + 1 < w {
+            depthwise_pixels::<1>(rows, weight, x, half, out);
             x += 1;
         }
+        if w > 1 {
+            depthwise_border(rows, weight, (w - 1, w), half, out);
+        }
     }
+    vector::gelu(&mut out[..w * PANEL]);
 }
 
 /// Pixels whose sums are in registers at once.
 const PIXELS: usize = 4;
 
-/// P neighbouring pixels; with more than one, none of them is at the border.
+/// P neighbouring pixels away from the border, 16 channels of them.
 #[inline(always)]
 fn depthwise_pixels<const P: usize>(
+    rows: [Option<&[f32]>; 3],
+    weight: &[f32],
+    x: usize,
+    half: usize,
+    out: &mut [f32],
+) {
+    let mut sums = [load(weight, 9 * PANEL + half); P];
+    for ky in 0..3 {
+        let Some(row) = rows[ky] else { continue };
+        let row = &row[(x - 1) * PANEL..(x + P + 1) * PANEL];
+        for kx in 0..3 {
+            let tap = load(weight, (ky * 3 + kx) * PANEL + half);
+            for p in 0..P {
+                sums[p] = multiply_add(load(row, (p + kx) * PANEL + half), tap, sums[p]);
+            }
+        }
+    }
+    for p in 0..P {
+        out[(x + p) * PANEL + half..][..16].copy_from_slice(&sums[p]);
+    }
+}
+
+/// One pixel at the border.
+#[inline(always)]
+fn depthwise_border(
     rows: [Option<&[f32]>; 3],
     weight: &[f32],
     (x, w): (usize, usize),
     half: usize,
     out: &mut [f32],
 ) {
-    let mut sums = [[0.0f32; 16]; P];
-    let bias = &weight[9 * PANEL + half..][..16];
-    for sum in &mut sums {
-        sum.copy_from_slice(bias);
-    }
+    let mut sum = load(weight, 9 * PANEL + half);
     for ky in 0..3 {
         let Some(row) = rows[ky] else { continue };
         for kx in 0..3 {
-            if P == 1 && (x + kx == 0 || x + kx > w) {
-                continue;
-            }
-            let tap = &weight[(ky * 3 + kx) * PANEL + half..][..16];
-            let source = &row[(x + kx - 1) * PANEL + half..][..(P - 1) * PANEL + 16];
-            for p in 0..P {
-                for i in 0..16 {
-                    sums[p][i] = source[p * PANEL + i].mul_add(tap[i], sums[p][i]);
-                }
+            if (1..=w).contains(&(x + kx)) {
+                let tap = load(weight, (ky * 3 + kx) * PANEL + half);
+                sum = multiply_add(load(row, (x + kx - 1) * PANEL + half), tap, sum);
             }
         }
     }
-    for p in 0..P {
-        let out = &mut out[(x + p) * PANEL + half..][..16];
-        for i in 0..16 {
-            out[i] = math::gelu(sums[p][i]);
-        }
-    }
+    out[x * PANEL + half..][..16].copy_from_slice(&sum);
 }
 
 /// Norm of every row, in place.

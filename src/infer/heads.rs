@@ -1,4 +1,5 @@
 //! Steps of the two heads. Products are done on the maps' own grids; what is upsampled exists row by row.
+#![allow(clippy::needless_range_loop)] // An iterator's calls, where they are not inlined, forbid vector instructions.
 
 use rayon::prelude::*;
 
@@ -6,7 +7,7 @@ use super::encoder::{Map, ROWS, blocks};
 use super::pack::Weights;
 use super::plan::{Context, scratch_len};
 use super::product::{Finish, Grid, Packed};
-use super::vector::{self, add_blend, blend};
+use super::vector::{self, add_blend, blend, load, multiply_add};
 use crate::cpu::resize::Axis;
 use crate::cpu::{math, simd};
 
@@ -58,13 +59,13 @@ pub fn scores(
                         let (tap, len) = (grids.rows.taps[y], map.w * d);
                         let line = &mut line[..len];
                         blend(line, &x[tap.near * len..][..len], &x[tap.far * len..][..len], tap.weight);
-                        for (sum, tap) in sum.chunks_exact_mut(d).zip(&grids.columns.taps) {
-                            add_blend(sum, &line[tap.near * d..][..d], &line[tap.far * d..][..d], tap.weight);
+                        for x in 0..w {
+                            let tap = grids.columns.taps[x];
+                            let (near, far) = (&line[tap.near * d..][..d], &line[tap.far * d..][..d]);
+                            add_blend(&mut sum[x * d..][..d], near, far, tap.weight);
                         }
                     }
-                    for v in &mut *sum {
-                        *v = if *v < 0.0 { 0.0 } else { *v };
-                    }
+                    relu(sum);
                 },
             );
             let grids = (Grid::rows(d), Grid::rows(stride));
@@ -96,8 +97,10 @@ fn resized_rows<T: Send>(
                 #[inline(always)]
                 || {
                     blend(line, &x[tap.near * len..][..len], &x[tap.far * len..][..len], tap.weight);
-                    for (out, tap) in row.chunks_exact_mut(stride).zip(&grids.columns.taps) {
+                    for x in 0..width {
+                        let tap = grids.columns.taps[x];
                         let (near, far) = (&line[tap.near * stride..], &line[tap.far * stride..]);
+                        let out = &mut row[x * stride..][..stride];
                         blend(out, &near[..stride], &far[..stride], tap.weight);
                     }
                 },
@@ -120,12 +123,13 @@ pub fn labels(
         simd(
             #[inline(always)]
             || {
-                for (class, x) in out.iter_mut().zip(row.chunks_exact(stride)) {
+                for pixel in 0..out.len() {
+                    let x = &row[pixel * stride..][..classes];
                     let (mut best, mut max) = (0, f32::NEG_INFINITY);
-                    for (i, &v) in x[..classes].iter().enumerate() {
-                        (best, max) = if v > max { (i as u8, v) } else { (best, max) };
+                    for i in 0..classes {
+                        (best, max) = if x[i] > max { (i as u8, x[i]) } else { (best, max) };
                     }
-                    *class = best;
+                    out[pixel] = best;
                 }
             },
         );
@@ -179,12 +183,12 @@ pub fn taps(
     });
 }
 
-/// Numbers in a row of [`fuse`]'s patches: nine taps of six channels.
-const PATCH: usize = 54;
+/// Channels of both pictures side by side.
+const BOTH: usize = 6;
 
 /// Scratch memory of [`fuse`].
 pub fn fuse_scratch(width: usize, widest: usize, channels: usize) -> usize {
-    scratch_len(&[width * PATCH, width * channels, widest * 3 * channels, width * 3])
+    scratch_len(&[3 * (width + 2) * BOTH, width * channels, widest * 3 * channels, width * 3])
 }
 
 /// The fused picture, a row at a time: the 3×3 convolution of the two pictures and of the resized maps, ReLU, the
@@ -200,14 +204,20 @@ pub fn fuse<T: Send>(
     let (h, w, o) = (picture.h, picture.w, weights.pictures.n());
     let (visible, infrared) = pictures.split_at(picture.len() / 2);
     let widest = maps.iter().map(|m| m.1.w).max().unwrap_or(0);
+    // A patch is three runs of three neighbouring pixels: the runs of neighbouring patches overlap.
+    let line_len = (w + 2) * BOTH;
+    let patches = Grid { row: BOTH, block: 3 * BOTH, next: line_len };
     out.par_chunks_mut(w * 3).enumerate().for_each(|(i, out)| {
         let (sample, y) = (i / h, i % h);
-        let lengths = [w * PATCH, w * o, widest * 3 * o, w * 3];
-        context.scratch(lengths, |[patches, sum, line, rgb]| {
-            let both = [visible, infrared].map(|x| &x[sample * h * w * 3..][..h * w * 3]);
-            gather_pictures(both, (h, w), y, patches);
-            let grids = (Grid::rows(PATCH), Grid::rows(o));
-            context.product(w, (patches, grids.0), weights.pictures.view(), (&mut *sum, grids.1), Finish::default());
+        let lengths = [3 * line_len, w * o, widest * 3 * o, w * 3];
+        context.scratch(lengths, |[lines, sum, line, rgb]| {
+            for (ky, line) in lines.chunks_exact_mut(line_len).enumerate() {
+                let row = (y + ky).checked_sub(1).filter(|&y| y < h);
+                let row = row.map(|y| ((sample * h + y) * w * 3, w * 3));
+                interleave(row.map(|(at, len)| [&visible[at..at + len], &infrared[at..at + len]]), line);
+            }
+            let grid = Grid::rows(o);
+            context.product(w, (lines, patches), weights.pictures.view(), (&mut *sum, grid), Finish::default());
             for (map, level, grids) in maps {
                 let map = &map[sample * level.pixels() * taps_of(o)..][..level.pixels() * taps_of(o)];
                 let line = &mut line[..level.w * 3 * o];
@@ -221,11 +231,7 @@ pub fn fuse<T: Send>(
             }
             simd(
                 #[inline(always)]
-                || {
-                    for v in &mut *sum {
-                        *v = if *v < 0.0 { 0.0 } else { *v };
-                    }
-                },
+                || relu(sum),
             );
             let grids = (Grid::rows(o), Grid::rows(3));
             context.product(w, (sum, grids.0), weights.last.view(), (&mut *rgb, grids.1), Finish::default());
@@ -235,23 +241,24 @@ pub fn fuse<T: Send>(
     });
 }
 
-/// The 3×3 patches of row y of both pictures: for each pixel, tap by tap, three channels of one and three of the other.
-fn gather_pictures(pictures: [&[f32]; 2], (h, w): (usize, usize), y: usize, out: &mut [f32]) {
-    for ky in 0..3 {
-        let inside = (1..=h).contains(&(y + ky));
-        for kx in 0..3 {
-            let tap = (ky * 3 + kx) * 6;
-            for (x, out) in out.chunks_exact_mut(PATCH).enumerate() {
-                let out = &mut out[tap..tap + 6];
-                if inside && (1..=w).contains(&(x + kx)) {
-                    let from = ((y + ky - 1) * w + x + kx - 1) * 3;
-                    out[..3].copy_from_slice(&pictures[0][from..from + 3]);
-                    out[3..].copy_from_slice(&pictures[1][from..from + 3]);
-                } else {
-                    out.fill(0.0);
-                }
-            }
-        }
+/// A row of both pictures with their channels side by side and a pixel of zeros at either end; zeros outside.
+fn interleave(rows: Option<[&[f32]; 2]>, out: &mut [f32]) {
+    let Some([visible, infrared]) = rows else { return out.fill(0.0) };
+    let end = out.len() - BOTH;
+    out[..BOTH].fill(0.0);
+    out[end..].fill(0.0);
+    let (visible, infrared) = (visible.as_chunks::<3>().0, infrared.as_chunks::<3>().0);
+    for (i, out) in out[BOTH..end].as_chunks_mut::<BOTH>().0.iter_mut().enumerate() {
+        let (a, b) = (visible[i], infrared[i]);
+        *out = [a[0], a[1], a[2], b[0], b[1], b[2]];
+    }
+}
+
+/// max(x, 0); NaN passes through.
+#[inline(always)]
+fn relu(x: &mut [f32]) {
+    for i in 0..x.len() {
+        x[i] = if x[i] < 0.0 { 0.0 } else { x[i] };
     }
 }
 
@@ -259,15 +266,16 @@ fn gather_pictures(pictures: [&[f32]; 2], (h, w): (usize, usize), y: usize, out:
 #[inline(always)]
 fn blend_taps(map: &[f32], w: usize, grids: &Grids, (y, h): (usize, usize), o: usize, line: &mut [f32]) {
     line.fill(0.0);
+    let (group, pixel) = (3 * o, 9 * o);
     for ky in 0..3 {
         if y + ky == 0 || y + ky > h {
             continue;
         }
         let tap = grids.rows.taps[y + ky - 1];
-        let row = |y: usize| map[y * w * 9 * o..][..w * 9 * o].chunks_exact(9 * o);
-        for (line, (near, far)) in line.chunks_exact_mut(3 * o).zip(row(tap.near).zip(row(tap.far))) {
-            let part = ky * 3 * o..(ky + 1) * 3 * o;
-            add_blend(line, &near[part.clone()], &far[part], tap.weight);
+        let (near, far) = (&map[tap.near * w * pixel..][..w * pixel], &map[tap.far * w * pixel..][..w * pixel]);
+        for x in 0..w {
+            let at = x * pixel + ky * group;
+            add_blend(&mut line[x * group..][..group], &near[at..][..group], &far[at..][..group], tap.weight);
         }
     }
 }
@@ -276,14 +284,26 @@ fn blend_taps(map: &[f32], w: usize, grids: &Grids, (y, h): (usize, usize), o: u
 #[inline(always)]
 fn add_taps(line: &[f32], grids: &Grids, o: usize, sum: &mut [f32]) {
     let columns = &grids.columns.taps;
-    for (x, sum) in sum.chunks_exact_mut(o).enumerate() {
+    let width = columns.len();
+    for x in 0..width {
         for kx in 0..3 {
-            if x + kx == 0 || x + kx > columns.len() {
+            if x + kx == 0 || x + kx > width {
                 continue;
             }
             let tap = columns[x + kx - 1];
-            let at = |pixel: usize| &line[(pixel * 3 + kx) * o..][..o];
-            add_blend(sum, at(tap.near), at(tap.far), tap.weight);
+            let (near, far) = ((tap.near * 3 + kx) * o, (tap.far * 3 + kx) * o);
+            let mut channel = 0;
+            while channel + 16 <= o {
+                let weights = [[1.0 - tap.weight; 16], [tap.weight; 16]];
+                let mut v = load(sum, x * o + channel);
+                v = multiply_add(load(line, far + channel), weights[1], v);
+                v = multiply_add(load(line, near + channel), weights[0], v);
+                sum[x * o + channel..][..16].copy_from_slice(&v);
+                channel += 16;
+            }
+            let rest = channel..o;
+            let at = |from: usize| &line[from + channel..from + o];
+            add_blend(&mut sum[x * o..][rest], at(near), at(far), tap.weight);
         }
     }
 }
@@ -293,9 +313,10 @@ pub fn to_bytes(row: &[f32], out: &mut [u8]) {
     simd(
         #[inline(always)]
         || {
-            for (out, v) in out.iter_mut().zip(row) {
+            let row = &row[..out.len()];
+            for i in 0..out.len() {
                 // The cast saturates, and turns NaN into 0.
-                *out = (255.0 * v).round() as u8;
+                out[i] = (255.0 * row[i]).round() as u8;
             }
         },
     );

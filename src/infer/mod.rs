@@ -22,7 +22,7 @@ use std::sync::Arc;
 use arena::{Slice, at_least};
 use network::Network;
 pub use network::Wanted;
-use pack::Weights;
+use pack::{Source, Weights};
 pub use plan::{Plan, Step};
 use plan::{Context, Scratch};
 use product::Instructions;
@@ -38,12 +38,24 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Packs a network, which is not needed afterwards.
+    /// Packs a network.
     ///
     /// # Errors
     /// When the network is not on the CPU.
     pub fn new(model: &Amdanet) -> Result<Self> {
-        let weights = Arc::new(cpu::on_pool(|| Weights::new(model))?);
+        Self::pack(Source::Kept(model))
+    }
+
+    /// Packs a network that is not needed afterwards, in little more memory than it takes itself.
+    ///
+    /// # Errors
+    /// When the network is not on the CPU.
+    pub fn consume(model: Amdanet) -> Result<Self> {
+        Self::pack(Source::Consumed(Box::new(model)))
+    }
+
+    fn pack(source: Source) -> Result<Self> {
+        let weights = Arc::new(cpu::on_pool(|| Weights::new(source))?);
         Ok(Self { weights, instructions: Instructions::best() })
     }
 

@@ -1,6 +1,7 @@
 //! The network's weights as the engine wants them.
 //!
-//! Batch norms are folded into the layers before them, the scale of the attention into its queries. Where two linear
+//! Batch norms are folded into the layers before them, the scale of the attention, with the
+//! base of its exponentials, into its queries. Where two linear
 //! layers meet and nothing is between, they become one, in float64:
 //!
 //! - in the global alignment the last projection of each cross-modal attention goes into what reads it: the
@@ -22,7 +23,7 @@ use crate::{Device, Error, Result, Tensor};
 
 /// Multi-head attention up to, not including, its projection.
 pub struct Attention {
-    /// The queries, scaled by 1/√d; one for each stream, as everything here.
+    /// The queries, scaled by log₂e/√d; one for each stream, as everything here.
     pub q: Vec<Packed>,
     /// The convolution and norm that make the keys fewer.
     pub reduction: Option<(Vec<Packed>, Vec<Norm>)>,
@@ -134,24 +135,61 @@ pub struct Weights {
     pub last: Packed,
 }
 
+/// The network that is packed.
+pub enum Source<'a> {
+    /// It is needed afterwards.
+    Kept(&'a Amdanet),
+    /// It is not: what has been packed is freed, so that the two are never in memory together.
+    Consumed(Box<Amdanet>),
+}
+
+impl Source<'_> {
+    fn model(&self) -> &Amdanet {
+        match self {
+            Self::Kept(model) => model,
+            Self::Consumed(model) => model,
+        }
+    }
+
+    /// Frees the parameters whose names begin with `prefix`, if nobody needs them.
+    fn release(&mut self, names: &Names, prefix: &str) {
+        if let Self::Consumed(model) = self {
+            for (_, &(id, _)) in names.iter().filter(|(name, _)| name.starts_with(prefix)) {
+                *model.params.value_mut(id) = Tensor::zeros([0]);
+            }
+        }
+    }
+}
+
+/// Parameter and stream of every published name.
+type Names = HashMap<String, (ParamId, usize)>;
+
 impl Weights {
     /// Packs a network.
     ///
     /// # Errors
     /// When the network is on a device.
-    pub fn new(model: &Amdanet) -> Result<Self> {
-        if *model.params.device() != Device::Cpu {
+    pub fn new(mut source: Source) -> Result<Self> {
+        if *source.model().params.device() != Device::Cpu {
             return Err(Error::Config("the engine packs networks that are on the CPU".into()));
         }
-        let config = model.config().clone();
-        let mut names = HashMap::new();
-        for (id, stream, name) in model.params.published() {
-            names.insert(name, (id, stream));
+        let config = source.model().config().clone();
+        let published = source.model().params.published();
+        let names: Names = published.map(|(id, stream, name)| (name.to_string(), (id, stream))).collect();
+        let mut levels = Vec::with_capacity(4);
+        for i in 0..4 {
+            let reader = Reader { model: source.model(), names: &names, config: &config };
+            let mut level = reader.level(i)?;
+            for j in 0..config.depths[i] {
+                let reader = Reader { model: source.model(), names: &names, config: &config };
+                level.blocks.push(Arc::new(reader.block(i, j)?));
+                source.release(&names, &format!("backbone.block{}.{j}.", i + 1));
+            }
+            levels.push(level);
         }
-        let read = Reader { model, names, config: &config };
-        let levels = (0..4).map(|i| read.level(i)).collect::<Result<_>>()?;
-        let predict = read.dense("decode_head.linear_pred", 0)?.pack();
-        let (pictures, last) = (read.pictures()?, read.dense("aux_head.CNN_fuse.3", 0)?.pack());
+        let reader = Reader { model: source.model(), names: &names, config: &config };
+        let predict = reader.dense("decode_head.linear_pred", 0)?.pack();
+        let (pictures, last) = (reader.pictures()?, reader.dense("aux_head.CNN_fuse.3", 0)?.pack());
         Ok(Self { levels, predict, pictures, last, config })
     }
 }
@@ -223,7 +261,7 @@ impl Dense {
 /// Finds parameters by their published names.
 struct Reader<'a> {
     model: &'a Amdanet,
-    names: HashMap<&'a str, (ParamId, usize)>,
+    names: &'a Names,
     config: &'a ModelConfig,
 }
 
@@ -313,7 +351,8 @@ impl Reader<'_> {
         before: Option<&Dense>,
     ) -> Result<Arc<Attention>> {
         let (dim, heads, sr) = (self.config.dims[level], self.config.heads[level], self.config.sr[level]);
-        let scale = vec![((dim / heads) as f64).powf(-0.5); dim];
+        // Scores come in units of ln 2, so that the softmax is made of powers of two.
+        let scale = vec![((dim / heads) as f64).powf(-0.5) * std::f64::consts::LOG2_E; dim];
         let streams = self.streams(&format!("{name}.{q}.weight"))?;
         let source = |layer: Dense| before.map_or_else(|| layer.clone(), |before| layer.after(before)).pack();
         let queries = |s| Ok(self.dense(&format!("{name}.{q}"), s)?.affine(&scale, &vec![0.0; dim]).pack());
@@ -397,6 +436,7 @@ impl Reader<'_> {
         Ok(Local { channel, spatial, gate })
     }
 
+    /// A level without its blocks.
     fn level(&self, i: usize) -> Result<Level> {
         let project = self.dense(&format!("backbone.GEs.{i}.proj"), 0)?;
         let last = format!("backbone.GEs.{i}.CM_x2toX1.proj");
@@ -410,7 +450,7 @@ impl Reader<'_> {
         Ok(Level {
             embed: self.packed(&format!("backbone.patch_embed{}.proj", i + 1))?,
             embed_norm: self.norm(&format!("backbone.patch_embed{}.norm", i + 1), 1e-5)?,
-            blocks: (0..self.config.depths[i]).map(|j| Ok(Arc::new(self.block(i, j)?))).collect::<Result<_>>()?,
+            blocks: Vec::new(),
             norm: self.norm(&format!("backbone.norm{}", i + 1), 1e-6)?,
             sci: sci.transpose()?.map(Arc::new),
             local: local.transpose()?.map(Arc::new),

@@ -64,7 +64,7 @@ fn statistics(x: &[f32], eps: f32) -> (f32, f32) {
 
 /// Σ x − shift, or Σ (x − shift)², in interleaved sums.
 #[inline(always)]
-fn sum(x: &[f32], shift: f32, square: bool) -> f32 {
+pub fn sum(x: &[f32], shift: f32, square: bool) -> f32 {
     let mut lanes = [0.0f32; LANES];
     let whole = x.len() / LANES * LANES;
     let mut start = 0;
@@ -90,20 +90,20 @@ fn sum(x: &[f32], shift: f32, square: bool) -> f32 {
     lanes[0]
 }
 
-/// Turns the first `n` numbers of each row of `stride` into e^(x − max); `sums` are theirs.
-pub fn exponentials(scores: &mut [f32], stride: usize, n: usize, sums: &mut [f32]) {
+/// Turns the first `n` numbers of each row of `stride` into 2^(x − max); `sums` are theirs.
+pub fn powers(scores: &mut [f32], stride: usize, n: usize, sums: &mut [f32]) {
     simd(
         #[inline(always)]
         || {
             for row in 0..sums.len() {
-                sums[row] = exponential_row(&mut scores[row * stride..][..n]);
+                sums[row] = power_row(&mut scores[row * stride..][..n]);
             }
         },
     );
 }
 
 #[inline(always)]
-fn exponential_row(x: &mut [f32]) -> f32 {
+fn power_row(x: &mut [f32]) -> f32 {
     let whole = x.len() / LANES * LANES;
     let mut lanes = [f32::NEG_INFINITY; LANES];
     let mut start = 0;
@@ -114,32 +114,37 @@ fn exponential_row(x: &mut [f32]) -> f32 {
         }
         start += LANES;
     }
-    let mut most = f32::NEG_INFINITY;
-    for &v in lanes.iter().chain(&x[whole..]) {
-        most = if v > most { v } else { most };
+    // The tail is padded, so that it too is done in vector instructions.
+    let rest = x.len() - whole;
+    let mut tail = [f32::NEG_INFINITY; LANES];
+    tail[..rest].copy_from_slice(&x[whole..]);
+    for i in 0..LANES {
+        lanes[i] = if tail[i] > lanes[i] { tail[i] } else { lanes[i] };
     }
+    let mut half = LANES / 2;
+    while half > 0 {
+        for i in 0..half {
+            lanes[i] = if lanes[i + half] > lanes[i] { lanes[i + half] } else { lanes[i] };
+        }
+        half /= 2;
+    }
+    let most = lanes[0];
     let mut sums = [0.0f32; LANES];
     start = 0;
     while start < whole {
         let block = &mut x[start..start + LANES];
         for i in 0..LANES {
-            block[i] = math::exp(block[i] - most);
+            block[i] = power(block[i] - most);
             sums[i] += block[i];
         }
         start += LANES;
     }
-    // The tail is padded, so that it too is done in vector instructions.
-    let mut tail = [f32::NEG_INFINITY; LANES];
-    let rest = x.len() - whole;
-    tail[..rest].copy_from_slice(&x[whole..]);
-    for v in &mut tail {
-        *v = math::exp(*v - most);
-    }
-    x[whole..].copy_from_slice(&tail[..rest]);
-    for i in 0..rest {
+    for i in 0..LANES {
+        tail[i] = power(tail[i] - most);
         sums[i] += tail[i];
     }
-    let mut half = LANES / 2;
+    x[whole..].copy_from_slice(&tail[..rest]);
+    half = LANES / 2;
     while half > 0 {
         for i in 0..half {
             sums[i] += sums[i + half];
@@ -147,6 +152,52 @@ fn exponential_row(x: &mut [f32]) -> f32 {
         half /= 2;
     }
     sums[0]
+}
+
+/// 2ˣ for x ≤ 0; 0 below −126 rather than a denormal number.
+///
+/// x = n + f with |f| ≤ 1/2, the series of 2ᶠ, and 2ⁿ put together from its bits.
+#[inline(always)]
+fn power(x: f32) -> f32 {
+    const ROUND: f32 = 12_582_912.0; // 1.5 · 2²³: adding it leaves the nearest integer in the low bits.
+    let clamped = if x < -126.0 { -126.0 } else { x };
+    let shifted = clamped + ROUND;
+    let f = clamped - (shifted - ROUND);
+    let mut p = 1.540_353e-4f32;
+    p = p.mul_add(f, 1.333_355_8e-3);
+    p = p.mul_add(f, 9.618_129e-3);
+    p = p.mul_add(f, 5.550_411e-2);
+    p = p.mul_add(f, 0.240_226_5);
+    p = p.mul_add(f, std::f32::consts::LN_2);
+    p = p.mul_add(f, 1.0);
+    // Wrapping, because the overflow checks of a test build would forbid vector instructions.
+    let scale = f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23));
+    if x < -126.0 { 0.0 } else { p * scale }
+}
+
+/// GELU of every number; inlined into the caller's vector instructions.
+#[inline(always)]
+pub fn gelu(x: &mut [f32]) {
+    for i in 0..x.len() {
+        x[i] = math::gelu(x[i]);
+    }
+}
+
+/// 16 numbers.
+#[inline(always)]
+pub fn load(x: &[f32], at: usize) -> [f32; 16] {
+    let mut v = [0.0; 16];
+    v.copy_from_slice(&x[at..at + 16]);
+    v
+}
+
+/// a·b + c.
+#[inline(always)]
+pub fn multiply_add(a: [f32; 16], b: [f32; 16], mut c: [f32; 16]) -> [f32; 16] {
+    for i in 0..16 {
+        c[i] = a[i].mul_add(b[i], c[i]);
+    }
+    c
 }
 
 /// σ of every number.
@@ -191,5 +242,38 @@ pub fn add_blend(out: &mut [f32], near: &[f32], far: &[f32], weight: f32) {
     let (near, far, keep) = (&near[..n], &far[..n], 1.0 - weight);
     for i in 0..n {
         out[i] = keep.mul_add(near[i], weight.mul_add(far[i], out[i]));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn powers_of_two_are_those_of_the_library() {
+        for i in 0..12_600 {
+            let x = -0.01 * i as f32;
+            let want = f64::from(x).exp2();
+            let error = (f64::from(power(x)) - want).abs() / want;
+            assert!(error < 3e-7, "2^{x} is off by {error:e}");
+        }
+        assert_eq!(power(0.0), 1.0);
+        assert_eq!(power(-127.0), 0.0);
+        assert_eq!(power(f32::NEG_INFINITY), 0.0);
+        assert!(power(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn a_row_of_powers_sums_to_its_sum() {
+        for n in [1, 31, 32, 33, 75] {
+            let mut x: Vec<f32> = (0..n).map(|i| (i * 7 % 11) as f32 - 3.0).collect();
+            let want: Vec<f32> = x.iter().map(|v| (v - x.iter().fold(-9.0f32, |m, &v| m.max(v))).exp2()).collect();
+            let mut sum = [0.0];
+            powers(&mut x, n, n, &mut sum);
+            for (got, want) in x.iter().zip(&want) {
+                assert!((got - want).abs() < 1e-6, "{n}");
+            }
+            assert!((sum[0] - want.iter().sum::<f32>()).abs() < 1e-4 * sum[0]);
+        }
     }
 }
