@@ -51,7 +51,14 @@ fn main() {
             let time = best(|| {
                 for (a, c) in a.chunks(ROWS * k).zip(c.chunks_mut(ROWS * stride)) {
                     let grids = (Grid::rows(k), Grid::rows(stride));
-                    product(instructions, a.len() / k, (a, grids.0), packed.view(), (c, grids.1), Finish::default());
+                    product(
+                        instructions,
+                        a.len() / k,
+                        (a, grids.0),
+                        packed.view(),
+                        (c, grids.1),
+                        Finish::default(),
+                    );
                 }
             });
             line += &format!(" {instructions:?} {:.1}", gflop / time);

@@ -162,7 +162,8 @@ fn products_of_every_tail() {
                 let finish = Finish { add, relu };
                 product(instructions, m, (&a, a_grid), packed.view(), (&mut out, out_grid), finish);
                 let want = spread(m, n, out_grid, |i, j| {
-                    let sum: f64 = (0..k).map(|l| f64::from(number(i, l)) * f64::from(weight[j * k + l])).sum();
+                    let sum: f64 =
+                        (0..k).map(|l| f64::from(number(i, l)) * f64::from(weight[j * k + l])).sum();
                     let before = if add { f64::from(number(j, i)) } else { 0.0 };
                     let sum = sum + before + if biased { f64::from(bias[j]) } else { 0.0 };
                     if relu { sum.max(0.0) as f32 } else { sum as f32 }

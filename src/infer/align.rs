@@ -160,7 +160,13 @@ pub fn channel_weights(context: &Context, local: &Local, partial: &[f32], map: M
         let finish = Finish { add: false, relu: true };
         let [first, second] = &local.channel;
         context.product(2 * batch, (pooled, grids.0), first.view(), (&mut *hidden, grids.1), finish);
-        context.product(2 * batch, (hidden, grids.1), second.view(), (&mut *both, grids.0), Finish::default());
+        context.product(
+            2 * batch,
+            (hidden, grids.1),
+            second.view(),
+            (&mut *both, grids.0),
+            Finish::default(),
+        );
         let (mean, max) = both.split_at(2 * batch * c);
         for ((out, mean), max) in out.iter_mut().zip(mean).zip(max) {
             *out = mean + max;
@@ -214,7 +220,13 @@ pub fn align(context: &Context, local: &Local, (x, map): (&[f32], Map), s: &Stat
                 };
                 both(context, first, a, b, hidden);
                 let grids = (Grid::rows(c / 2), Grid::rows(c));
-                context.product(rows, (hidden, grids.0), second.view(), (&mut *gate, grids.1), Finish::default());
+                context.product(
+                    rows,
+                    (hidden, grids.0),
+                    second.view(),
+                    (&mut *gate, grids.1),
+                    Finish::default(),
+                );
                 simd(
                     #[inline(always)]
                     || {
@@ -237,7 +249,8 @@ fn spatial_weights(spatial: &Spatial, maps: [&[f32]; 2], map: Map, first: usize,
         let pixel = first + i;
         let sums = match spatial {
             Spatial::Pointwise([(w1, b1), (w2, b2)]) => {
-                let x = [maps[0][2 * pixel], maps[0][2 * pixel + 1], maps[1][2 * pixel], maps[1][2 * pixel + 1]];
+                let x =
+                    [maps[0][2 * pixel], maps[0][2 * pixel + 1], maps[1][2 * pixel], maps[1][2 * pixel + 1]];
                 let mut sums = [b2[0], b2[1]];
                 for (h, (w, b)) in w1.chunks_exact(4).zip(b1).enumerate() {
                     let hidden = b + w[0] * x[0] + w[1] * x[1] + w[2] * x[2] + w[3] * x[3];

@@ -45,8 +45,9 @@ pub fn place(lives: &[Life]) -> (Vec<usize>, usize) {
     let (mut starts, mut total) = (vec![0; lives.len()], 0);
     let mut placed: Vec<usize> = Vec::new();
     for i in order {
-        let overlaps =
-            |j: &usize| lives[*j].steps.start < lives[i].steps.end && lives[i].steps.start < lives[*j].steps.end;
+        let overlaps = |j: &usize| {
+            lives[*j].steps.start < lives[i].steps.end && lives[i].steps.start < lives[*j].steps.end
+        };
         let mut taken: Vec<Range<usize>> = placed
             .iter()
             .filter(|j| overlaps(j))
@@ -110,7 +111,8 @@ mod tests {
     fn lives_that_overlap_get_places_that_do_not() {
         let numbers = Stream::new(3, 0);
         for case in 0..50 {
-            let draw = |i: usize, most: usize| (numbers.uniform((case * 100 + i) as u64) * most as f32) as usize;
+            let draw =
+                |i: usize, most: usize| (numbers.uniform((case * 100 + i) as u64) * most as f32) as usize;
             let lives: Vec<Life> = (0..20)
                 .map(|i| {
                     let first = draw(3 * i, 30);

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::pack::{Attention, Block, Depthwise};
 use super::plan::{Context, scratch_len};
 use super::product::{Finish, Grid, PANEL, Packed, Right};
-use super::vector::{self, Norm, load, multiply_add};
+use super::vector::{self, Norm, load, multiply_add, store};
 use crate::cpu::simd;
 
 /// The most rows of one task: a multiple of the tile, few enough to stay in the cache.
@@ -341,7 +341,13 @@ pub fn attend(
             match after {
                 After::Project(w) | After::ProjectSum(_, w) => {
                     let finish = Finish { add: matches!(after, After::Project(_)), relu: false };
-                    context.product(rows, (sum, Grid::rows(row)), w[s].view(), (out, Grid::rows(outputs)), finish);
+                    context.product(
+                        rows,
+                        (sum, Grid::rows(row)),
+                        w[s].view(),
+                        (out, Grid::rows(outputs)),
+                        finish,
+                    );
                 }
                 After::Sum(_) => {
                     for (out, sum) in out.chunks_exact_mut(c).zip(sum.chunks(row)) {
@@ -426,7 +432,11 @@ impl Bands<'_> {
         let weight = &weight.panels[p * 10 * PANEL..][..10 * PANEL];
         for (i, out) in out.chunks_exact_mut(w * PANEL).enumerate() {
             let y = first + i;
-            let rows = [(y > 0).then(|| self.row(p, y - 1)), Some(self.row(p, y)), (y + 1 < h).then(|| self.row(p, y + 1))];
+            let rows = [
+                (y > 0).then(|| self.row(p, y - 1)),
+                Some(self.row(p, y)),
+                (y + 1 < h).then(|| self.row(p, y + 1)),
+            ];
             simd(
                 #[inline(always)]
                 || depthwise_row(rows, weight, w, out),
@@ -480,7 +490,7 @@ fn depthwise_pixels<const P: usize>(
         }
     }
     for p in 0..P {
-        out[(x + p) * PANEL + half..][..16].copy_from_slice(&sums[p]);
+        store(out, (x + p) * PANEL + half, sums[p]);
     }
 }
 
@@ -503,7 +513,7 @@ fn depthwise_border(
             }
         }
     }
-    out[x * PANEL + half..][..16].copy_from_slice(&sum);
+    store(out, x * PANEL + half, sum);
 }
 
 /// Norm of every row, in place.

@@ -7,7 +7,7 @@ use super::encoder::{Map, ROWS, blocks};
 use super::pack::Weights;
 use super::plan::{Context, scratch_len};
 use super::product::{Finish, Grid, Packed};
-use super::vector::{self, add_blend, blend, load, multiply_add};
+use super::vector::{self, add_blend, blend, load, multiply_add, store};
 use crate::cpu::resize::Axis;
 use crate::cpu::{math, simd};
 
@@ -159,13 +159,7 @@ pub fn taps_scratch(channels: usize) -> usize {
 
 /// The fusion head's part of one level: both modalities to a few channels, ReLU, and the products of the nine taps.
 /// x `(2, B, N, C)` -> `(B, N, 9·O)`.
-pub fn taps(
-    context: &Context,
-    (x, map): (&[f32], Map),
-    points: &[Packed],
-    weight: &Packed,
-    out: &mut [f32],
-) {
+pub fn taps(context: &Context, (x, map): (&[f32], Map), points: &[Packed], weight: &Packed, out: &mut [f32]) {
     let (c, o) = (map.c, points[0].n());
     let (a, b) = x.split_at(map.len() / 2);
     blocks(out, map.pixels(), ROWS, weight.n(), |image, first, out| {
@@ -217,7 +211,13 @@ pub fn fuse<T: Send>(
                 interleave(row.map(|(at, len)| [&visible[at..at + len], &infrared[at..at + len]]), line);
             }
             let grid = Grid::rows(o);
-            context.product(w, (lines, patches), weights.pictures.view(), (&mut *sum, grid), Finish::default());
+            context.product(
+                w,
+                (lines, patches),
+                weights.pictures.view(),
+                (&mut *sum, grid),
+                Finish::default(),
+            );
             for (map, level, grids) in maps {
                 let map = &map[sample * level.pixels() * taps_of(o)..][..level.pixels() * taps_of(o)];
                 let line = &mut line[..level.w * 3 * o];
@@ -272,7 +272,8 @@ fn blend_taps(map: &[f32], w: usize, grids: &Grids, (y, h): (usize, usize), o: u
             continue;
         }
         let tap = grids.rows.taps[y + ky - 1];
-        let (near, far) = (&map[tap.near * w * pixel..][..w * pixel], &map[tap.far * w * pixel..][..w * pixel]);
+        let (near, far) =
+            (&map[tap.near * w * pixel..][..w * pixel], &map[tap.far * w * pixel..][..w * pixel]);
         for x in 0..w {
             let at = x * pixel + ky * group;
             add_blend(&mut line[x * group..][..group], &near[at..][..group], &far[at..][..group], tap.weight);
@@ -298,7 +299,7 @@ fn add_taps(line: &[f32], grids: &Grids, o: usize, sum: &mut [f32]) {
                 let mut v = load(sum, x * o + channel);
                 v = multiply_add(load(line, far + channel), weights[1], v);
                 v = multiply_add(load(line, near + channel), weights[0], v);
-                sum[x * o + channel..][..16].copy_from_slice(&v);
+                store(sum, x * o + channel, v);
                 channel += 16;
             }
             let rest = channel..o;

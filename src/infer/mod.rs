@@ -23,8 +23,8 @@ use arena::{Slice, at_least};
 use network::Network;
 pub use network::Wanted;
 use pack::{Source, Weights};
-pub use plan::{Plan, Step};
 use plan::{Context, Scratch};
+pub use plan::{Plan, Step};
 use product::Instructions;
 
 use crate::model::{Amdanet, SMALLEST_SIDE};

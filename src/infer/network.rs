@@ -86,7 +86,8 @@ impl Maker<'_> {
         let finest = segments[0].1;
         let pixels = batch * height * width;
         let labels = self.labels(scores, finest, (height, width));
-        let logits = (wanted.logits || wanted.probabilities).then(|| self.logits(scores, finest, (height, width)));
+        let logits =
+            (wanted.logits || wanted.probabilities).then(|| self.logits(scores, finest, (height, width)));
         let probabilities = match logits {
             Some(logits) if wanted.probabilities => Some(self.probabilities(logits)),
             _ => None,
@@ -103,10 +104,16 @@ impl Maker<'_> {
         let layer = &w.levels[level].embed[0];
         let operations = 2 * map.all_pixels() * layer.k() * layer.n();
         let scratch = encoder::embed_scratch(layer);
-        self.plan.step(at(level, "patch embedding"), [x, out], operations, scratch, move |context, [x, out]| {
-            let weights = (&w.levels[level].embed[..], &w.levels[level].embed_norm[..]);
-            encoder::embed(context, (x, from), patches, weights, (out, map));
-        });
+        self.plan.step(
+            at(level, "patch embedding"),
+            [x, out],
+            operations,
+            scratch,
+            move |context, [x, out]| {
+                let weights = (&w.levels[level].embed[..], &w.levels[level].embed_norm[..]);
+                encoder::embed(context, (x, from), patches, weights, (out, map));
+            },
+        );
         out
     }
 
@@ -202,9 +209,15 @@ impl Maker<'_> {
         let Some(local) = self.weights.levels[level].local.clone() else { return x };
         let partial = self.plan.buffer(align::partial_len(map));
         let spatial = self.plan.buffer(2 * map.all_pixels());
-        self.plan.step(at(level, "statistics"), [x, partial, spatial], 0, 0, move |_, [x, partial, spatial]| {
-            align::statistics(x, map, partial, spatial);
-        });
+        self.plan.step(
+            at(level, "statistics"),
+            [x, partial, spatial],
+            0,
+            0,
+            move |_, [x, partial, spatial]| {
+                align::statistics(x, map, partial, spatial);
+            },
+        );
         let (l, channel) = (local.clone(), self.plan.buffer(2 * map.batch * map.c));
         let (operations, scratch) = (8 * map.batch * 2 * map.c * (map.c / 2), align::channel_scratch(map));
         let name = at(level, "channel weights");
@@ -232,9 +245,15 @@ impl Maker<'_> {
         let last = 2 * map.len() * outputs;
         let Some(global) = w.levels[level].global.clone() else {
             let (buffers, scratch) = ([x.part(0, 2), x.part(1, 2), out], encoder::queries_scratch(map));
-            self.plan.step(at(level, "sum of the streams"), buffers, last, scratch, move |context, [a, b, out]| {
-                encoder::sum_linear(context, [a, b], map, &w.levels[level].segment, out);
-            });
+            self.plan.step(
+                at(level, "sum of the streams"),
+                buffers,
+                last,
+                scratch,
+                move |context, [a, b, out]| {
+                    encoder::sum_linear(context, [a, b], map, &w.levels[level].segment, out);
+                },
+            );
             return out;
         };
         let name = |what: &str| at(level, &format!("salient {what}"));
@@ -262,10 +281,16 @@ impl Maker<'_> {
         let q = self.queries(name("queries"), &global.cross[1], None, infrared, map);
         let keys = self.keys(name("keys"), &global.cross[1], None, middle, map);
         let buffers = [q, keys.packed, infrared, out];
-        self.plan.step(name("attention"), buffers, operations + last, scratch, move |context, [q, kv, x, out]| {
-            let after = After::ProjectSum(x, std::slice::from_ref(&w.levels[level].segment));
-            encoder::attend(context, (q, map), (kv, keys.count, keys.heads), after, out);
-        });
+        self.plan.step(
+            name("attention"),
+            buffers,
+            operations + last,
+            scratch,
+            move |context, [q, kv, x, out]| {
+                let after = After::ProjectSum(x, std::slice::from_ref(&w.levels[level].segment));
+                encoder::attend(context, (q, map), (kv, keys.count, keys.heads), after, out);
+            },
+        );
         out
     }
 
@@ -354,7 +379,8 @@ impl Maker<'_> {
         let buffers = [pictures, a, b, c, d, out];
         self.plan.step("fused picture", buffers, operations, scratch, move |context, views| {
             let [pictures, a, b, c, d, out] = views;
-            let maps = [(&*a, ma, &grids[0]), (&*b, mb, &grids[1]), (&*c, mc, &grids[2]), (&*d, md, &grids[3])];
+            let maps =
+                [(&*a, ma, &grids[0]), (&*b, mb, &grids[1]), (&*c, mc, &grids[2]), (&*d, md, &grids[3])];
             let pictures = (&*pictures, picture);
             if wanted {
                 heads::fuse(context, &w, pictures, maps, out, |row, out| out.copy_from_slice(row));

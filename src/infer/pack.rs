@@ -214,7 +214,8 @@ impl Dense {
             simd(
                 #[inline(always)]
                 || {
-                    for (out, row) in out.chunks_exact_mut(first.inputs).zip(row.chunks_exact(first.outputs)) {
+                    for (out, row) in out.chunks_exact_mut(first.inputs).zip(row.chunks_exact(first.outputs))
+                    {
                         for (&factor, from) in row.iter().zip(first.w.chunks_exact(first.inputs)) {
                             for (o, f) in out.iter_mut().zip(from) {
                                 *o += factor * f;
@@ -484,7 +485,8 @@ impl Reader<'_> {
         let b = if level == 0 { Some(self.wide("decode_head.linear_fuse.0.bias", 0)?) } else { None };
         let (scale, shift) = self.batch_norm("decode_head.linear_fuse.1", 0)?;
         let none = vec![0.0; d];
-        let part = Dense { outputs: d, inputs: d, w, b }.affine(&scale, if level == 0 { &shift } else { &none });
+        let part =
+            Dense { outputs: d, inputs: d, w, b }.affine(&scale, if level == 0 { &shift } else { &none });
         let project = self.dense(&format!("decode_head.linear_c{}.proj", level + 1), 0)?;
         Ok(part.after(&project.after(fused)))
     }

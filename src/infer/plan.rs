@@ -23,11 +23,7 @@ impl<'a> Context<'a> {
 
     /// Runs `f` with `lengths` numbers of scratch memory of arbitrary content that belong to the calling thread.
     /// `f` must not wait for other tasks.
-    pub fn scratch<const N: usize, R>(
-        &self,
-        lengths: [usize; N],
-        f: impl FnOnce([&mut [f32]; N]) -> R,
-    ) -> R {
+    pub fn scratch<const N: usize, R>(&self, lengths: [usize; N], f: impl FnOnce([&mut [f32]; N]) -> R) -> R {
         let mut slot = self.scratch.mine().lock().unwrap_or_else(PoisonError::into_inner);
         let mut rest = slot.f32_mut();
         let parts = lengths.map(|len| {
@@ -39,14 +35,7 @@ impl<'a> Context<'a> {
     }
 
     /// [`product`] with the context's instructions.
-    pub fn product(
-        &self,
-        m: usize,
-        a: (&[f32], Grid),
-        b: Right,
-        out: (&mut [f32], Grid),
-        finish: Finish,
-    ) {
+    pub fn product(&self, m: usize, a: (&[f32], Grid), b: Right, out: (&mut [f32], Grid), finish: Finish) {
         product(self.instructions, m, a, b, out, finish);
     }
 }
@@ -162,14 +151,31 @@ impl fmt::Display for Plan {
                     row.operations += operations;
                     row.seconds += seconds;
                 }
-                None => rows.push(Row { name, count: 1, bytes: *bytes, operations: *operations, seconds: *seconds }),
+                None => rows.push(Row {
+                    name,
+                    count: 1,
+                    bytes: *bytes,
+                    operations: *operations,
+                    seconds: *seconds,
+                }),
             }
         }
         let timed = rows.iter().all(|row| row.seconds.is_finite());
         let line = |f: &mut fmt::Formatter<'_>, row: &Row| {
-            write!(f, "{:>5} x {:>9.3} MB {:>9.3} GFLOP", row.count, row.bytes as f64 / 1e6, row.operations as f64 / 1e9)?;
+            write!(
+                f,
+                "{:>5} x {:>9.3} MB {:>9.3} GFLOP",
+                row.count,
+                row.bytes as f64 / 1e6,
+                row.operations as f64 / 1e9
+            )?;
             if timed {
-                write!(f, " {:>9.3} ms {:>6.1} GFLOP/s", row.seconds * 1e3, row.operations as f64 / row.seconds / 1e9)?;
+                write!(
+                    f,
+                    " {:>9.3} ms {:>6.1} GFLOP/s",
+                    row.seconds * 1e3,
+                    row.operations as f64 / row.seconds / 1e9
+                )?;
             }
             writeln!(f, "  {}", row.name)
         };

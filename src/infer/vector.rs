@@ -186,9 +186,21 @@ pub fn gelu(x: &mut [f32]) {
 /// 16 numbers.
 #[inline(always)]
 pub fn load(x: &[f32], at: usize) -> [f32; 16] {
+    let x = &x[at..at + 16];
     let mut v = [0.0; 16];
-    v.copy_from_slice(&x[at..at + 16]);
+    for i in 0..16 {
+        v[i] = x[i];
+    }
     v
+}
+
+/// The reverse of [`load`].
+#[inline(always)]
+pub fn store(x: &mut [f32], at: usize, v: [f32; 16]) {
+    let x = &mut x[at..at + 16];
+    for i in 0..16 {
+        x[i] = v[i];
+    }
 }
 
 /// a·b + c.
@@ -267,7 +279,8 @@ mod tests {
     fn a_row_of_powers_sums_to_its_sum() {
         for n in [1, 31, 32, 33, 75] {
             let mut x: Vec<f32> = (0..n).map(|i| (i * 7 % 11) as f32 - 3.0).collect();
-            let want: Vec<f32> = x.iter().map(|v| (v - x.iter().fold(-9.0f32, |m, &v| m.max(v))).exp2()).collect();
+            let want: Vec<f32> =
+                x.iter().map(|v| (v - x.iter().fold(-9.0f32, |m, &v| m.max(v))).exp2()).collect();
             let mut sum = [0.0];
             powers(&mut x, n, n, &mut sum);
             for (got, want) in x.iter().zip(&want) {
