@@ -5,6 +5,7 @@
 //! rows do not share lines of the cache. A tile of 12 by 32 (AVX-512) or twice 6 by 16 (AVX2) stays in registers for
 //! the whole sum; bias, residual and ReLU are applied before it is stored. The sum of an element is made in one
 //! order, whatever the tile: the division of rows among tasks changes no bit.
+#![allow(clippy::needless_range_loop)] // Tiles are indexed by row and vector.
 
 use rayon::prelude::*;
 

@@ -1,5 +1,5 @@
 //! What is done to rows of numbers between two products, in vector instructions.
-#![allow(clippy::needless_range_loop)] // An iterator's calls, where they are not inlined, forbid vector instructions.
+#![allow(clippy::needless_range_loop, clippy::manual_memcpy)] // An iterator's calls, where they are not inlined, forbid vector instructions.
 
 use crate::cpu::{math, simd};
 
