@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::progress::Progress;
-use super::{Machine, say, say_json};
-use crate::data::{Dataset, Split};
+use super::{Data, Machine, say, say_json};
+use crate::data::Split;
 use crate::evaluate::{Evaluation, Modality, evaluate};
 use crate::{Result, checkpoint};
 
@@ -15,9 +15,8 @@ pub struct Eval {
     /// Checkpoint of any known kind
     #[arg(long)]
     weights: PathBuf,
-    /// Folder of the data set
-    #[arg(long)]
-    data: PathBuf,
+    #[command(flatten)]
+    data: Data,
     /// train, val or test
     #[arg(long, default_value = "test")]
     split: Split,
@@ -38,7 +37,7 @@ impl Eval {
     pub fn run(self) -> Result<()> {
         self.machine.set_up()?;
         let loaded = checkpoint::load(&self.weights, self.bn_eps)?;
-        let dataset = Dataset::open(&self.data, self.split)?.with_classes(loaded.classes.clone());
+        let dataset = self.data.open(self.split)?.with_classes(loaded.classes.clone());
         let mut progress = Progress::new("pairs", dataset.len());
         let result = evaluate(&loaded.model, &dataset, &loaded.classes, self.blank, |sample, _| {
             progress.step(&sample.name);

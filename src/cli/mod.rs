@@ -13,11 +13,13 @@ mod train;
 mod verify;
 
 use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::data::{Dataset, Layout, Split};
 use crate::model::{Arch, Encoder};
 use crate::{Device, Error, Precision, Result, cuda};
 
@@ -66,6 +68,44 @@ struct Network {
     /// Number of classes
     #[arg(long, default_value_t = 9)]
     classes: usize,
+}
+
+/// A data set.
+#[derive(Args, Clone)]
+struct Data {
+    /// Folder of the data set
+    #[arg(long)]
+    data: PathBuf,
+    /// Its layout: auto, flat, mfnet, fmb or pst900
+    #[arg(long, default_value = "auto", value_parser = layout)]
+    layout: Wanted,
+}
+
+/// A layout; none is whichever fits. (The name keeps clap from taking it for an option that may be left out.)
+type Wanted = Option<Layout>;
+
+fn layout(text: &str) -> Result<Wanted, String> {
+    match text {
+        "auto" => Ok(None),
+        _ => Layout::from_str(text, false)
+            .map(Some)
+            .map_err(|_| "the layouts are auto, flat, mfnet, fmb and pst900".into()),
+    }
+}
+
+impl Data {
+    fn layout(&self) -> Result<Layout> {
+        self.layout.map_or_else(|| Layout::detect(&self.data), Ok)
+    }
+
+    fn open(&self, split: Split) -> Result<Dataset> {
+        Dataset::open_as(self.layout()?, &self.data, split)
+    }
+
+    /// What was found, in one line.
+    fn describe(&self) -> Result<String> {
+        Ok(self.layout()?.describe(&self.data))
+    }
 }
 
 /// Where and how to compute.

@@ -10,7 +10,7 @@ use std::time::Instant;
 use clap::Args;
 
 use super::progress::Progress;
-use super::{Machine, Size, say};
+use super::{Data, Machine, Size, say};
 use crate::data::{ClassSet, Dataset, Split};
 use crate::evaluate::evaluate;
 use crate::model::{Amdanet, Arch, Encoder};
@@ -19,9 +19,8 @@ use crate::{Error, Result, checkpoint, config};
 
 #[derive(Args)]
 pub struct Train {
-    /// Folder of the data set, in the flat layout
-    #[arg(long)]
-    data: PathBuf,
+    #[command(flatten)]
+    data: Data,
     /// Folder of the run: config.toml, metrics.jsonl and checkpoints/
     #[arg(long)]
     out: PathBuf,
@@ -77,7 +76,8 @@ pub struct Train {
 impl Train {
     pub fn run(self) -> Result<()> {
         let device = self.machine.set_up()?;
-        let train = Dataset::open(&self.data, Split::Train)?;
+        let train = self.data.open(Split::Train)?;
+        say(self.data.describe()?);
         let classes = self.classes(&train)?;
         let config = self.configure(classes.as_ref(), train.len())?;
         let classes = match classes {
@@ -109,7 +109,7 @@ impl Train {
             }
         };
         say(format!("weights in {}", run.last().display()));
-        if let Ok(val) = Dataset::open(&self.data, Split::Val) {
+        if let Ok(val) = self.data.open(Split::Val) {
             let val = val.with_classes(classes.clone());
             let result = evaluate(&model, &val, &classes, None, |_, _| ())?;
             say("on the val split:");
@@ -186,23 +186,13 @@ pub fn fit(
     progress.skip(first);
     let mut mean = None;
     std::thread::scope(|scope| {
-        // Two batches wait at most; the thread ends when the receiver is gone.
-        let (sender, batches) = std::sync::mpsc::sync_channel(2);
-        let examples = &examples;
-        scope.spawn(move || {
-            for step in first..config.run.steps {
-                if sender.send(examples.batch(step)).is_err() {
-                    break;
-                }
-            }
-        });
-        for (step, batch) in (first..).zip(batches) {
+        for (step, (batch, waited)) in (first..).zip(examples.feed(scope, first..config.run.steps)?) {
             let batch = batch?;
             let start = Instant::now();
             let done = trainer.step(&batch)?;
             let mut line = serde_json::json!({
                 "step": step + 1, "epoch": examples.epoch(step), "lr": done.lr, "loss": done.loss,
-                "seconds": start.elapsed().as_secs_f64(),
+                "seconds": start.elapsed().as_secs_f64(), "wait_seconds": waited,
             });
             for (name, value) in &done.terms {
                 line[*name] = (*value).into();

@@ -9,7 +9,7 @@ mod run;
 mod trainer;
 
 pub use config::{AugmentConfig, Config, OptimizerConfig, Preset, Recipe, RunConfig};
-pub use examples::Examples;
+pub use examples::{Examples, Feed};
 pub use loss_scale::LossScale;
 pub use losses::{LossWeights, Losses, Targets, losses};
 pub use optimizer::Optimizer;
