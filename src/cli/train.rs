@@ -121,6 +121,9 @@ impl Train {
             }
         };
         say(format!("weights in {}", run.last().display()));
+        if config.run.ema > 0.0 {
+            say(format!("averaged weights, the ones to measure and use, in {}", run.averaged().display()));
+        }
         if let Ok(val) = Dataset::open(&self.data, Split::Val) {
             let val = val.with_classes(classes.clone());
             let result = evaluate(&model, &val, &classes, None, |_, _| ())?;
@@ -232,7 +235,10 @@ pub fn fit(
             run.log(&line)?;
             let smooth = mean.map_or(done.loss, |m: f32| m + 0.05 * (done.loss - m));
             mean = Some(smooth).filter(|m| m.is_finite()).or(mean);
-            progress.step(format!("loss {smooth:.3}"));
+            progress.step(match done.bad_steps {
+                0 => format!("loss {smooth:.3}"),
+                bad => format!("loss {smooth:.3}, {bad} steps in a row not finite and skipped"),
+            });
             let (last, stopped) = (step + 1 == config.run.steps, stop.load(Relaxed));
             if (step + 1) % config.run.checkpoint_every == 0 || last || stopped {
                 run.save(&trainer, classes)?;

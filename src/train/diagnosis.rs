@@ -4,7 +4,7 @@ use std::cell::OnceCell;
 
 use super::trainer::Trainer;
 use crate::data::Batch;
-use crate::nn::Param;
+use crate::nn::{Param, Role};
 use crate::{DType, Device, Result, Tensor};
 
 /// The first tensor of the step on `batch` that is not finite: a parameter, a picture, the output of a layer, a term of
@@ -15,7 +15,8 @@ use crate::{DType, Device, Result, Tensor};
 /// # Errors
 /// When a device reports one.
 pub fn first_not_finite(trainer: &Trainer, batch: &Batch) -> Result<Option<String>> {
-    for (_, param) in trainer.model.params.iter() {
+    // Running statistics take no part in a training step.
+    for (_, param) in trainer.model.params.iter().filter(|(_, param)| param.role != Role::Statistic) {
         if let Some((name, count)) = in_streams(param, &param.value)? {
             return Ok(Some(format!("the parameter {name} has {count}")));
         }
@@ -66,8 +67,8 @@ fn in_part(trainer: &Trainer, batch: &Batch, i: usize) -> Result<Option<String>>
         return Ok(Some(found.clone()));
     }
     let (total, terms) = losses.values()?;
-    let terms = terms.into_iter().chain([("sum", total)]);
-    for (name, value) in terms.filter(|(_, value)| !value.is_finite()) {
+    let mut terms = terms.into_iter().chain([("sum", total)]);
+    if let Some((name, value)) = terms.find(|(_, value)| !value.is_finite()) {
         return Ok(Some(format!("the term {name} of the loss is {value}, all layers' outputs are finite")));
     }
     let step = pass.backward(&losses.total, trainer.loss_scale())?;

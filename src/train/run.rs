@@ -106,7 +106,7 @@ impl Run {
         let (state, meta) = trainer.state()?;
         checkpoint::write(&optimizer, &state, &meta)?;
         if let Some(averaged) = trainer.averaged()? {
-            checkpoint::save(&self.root.join("checkpoints/ema.safetensors"), &averaged, classes)?;
+            checkpoint::save(&self.averaged(), &averaged, classes)?;
         }
         checkpoint::save(&weights, &trainer.model, classes)?;
         link_atomically(&weights, &self.last())?;
@@ -122,6 +122,11 @@ impl Run {
     /// The weights of the newest checkpoint.
     pub fn last(&self) -> PathBuf {
         self.root.join("checkpoints/last.safetensors")
+    }
+
+    /// The averaged weights of the newest checkpoint, where an average is kept.
+    pub fn averaged(&self) -> PathBuf {
+        self.root.join("checkpoints/ema.safetensors")
     }
 }
 
