@@ -175,7 +175,7 @@ impl Trainer {
             true if self.scale.can_shrink() => self.bad_steps,
             true => self.bad_steps + 1,
         };
-        if progress.bad_steps >= self.config.run.max_bad_steps {
+        if progress.skipped && progress.bad_steps >= self.config.run.max_bad_steps {
             return Err(self.not_finite(&progress, batch)?);
         }
         if let (false, Some(ema)) = (progress.skipped, &mut self.ema) {
