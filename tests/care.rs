@@ -364,6 +364,28 @@ fn averaged_weights_follow_the_rule() {
 }
 
 #[test]
+fn all_of_it_on_a_device_is_all_of_it_on_the_cpu() {
+    let mut config = config(Arch::Release);
+    // With this ε the noise of a gradient that is zero in exact arithmetic moves nothing.
+    (config.optimizer.eps, config.optimizer.max_norm) = (1e-3, 0.1);
+    (config.run.accumulate, config.run.recompute, config.run.ema) = (2, true, 0.9);
+    let emulator = Device::Cuda(Emulator::new(Options::default()));
+    let [cpu, cuda] = [Device::Cpu, emulator].map(|device| {
+        let mut trainer = trainer(&config, &device, DType::F32);
+        let progress = trainer.step(&batch(2, 1)).unwrap();
+        assert!(progress.gradient_norm > 0.1 && !progress.skipped);
+        (progress, numbers(&trainer.model), numbers(&trainer.averaged().unwrap().unwrap()))
+    });
+    assert!((cpu.0.gradient_norm / cuda.0.gradient_norm - 1.0).abs() < 1e-4);
+    assert!((cpu.0.loss - cuda.0.loss).abs() < 1e-4 * cpu.0.loss);
+    for (cpu, cuda) in [(&cpu.1, &cuda.1), (&cpu.2, &cuda.2)] {
+        let pairs = cpu.iter().flatten().zip(cuda.iter().flatten());
+        let most = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(most < 2e-5, "{most}");
+    }
+}
+
+#[test]
 fn averages_survive_a_stop() {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path().join("run");
