@@ -41,6 +41,9 @@ pub struct Options {
     /// Runs before that
     #[arg(long, default_value_t = 2)]
     warmup: usize,
+    /// Training steps compute encoder blocks again in backward instead of keeping them
+    #[arg(long)]
+    recompute: bool,
     /// One JSON object on standard output
     #[arg(long)]
     json: bool,
@@ -94,6 +97,7 @@ impl Options {
         (config.augment.height, config.augment.width) = (self.size.height, self.size.width);
         config.run.batch = self.batch;
         config.run.steps = 1_000_000;
+        config.run.recompute = self.recompute;
         let mut model = Amdanet::new(config.model.clone())?;
         model.params.initialise(0);
         model.params.place(device, self.machine.precision.dtype())?;

@@ -42,9 +42,21 @@ pub struct Train {
     /// Height and width of the crops
     #[arg(long)]
     size: Option<Size>,
-    /// Examples in a step
+    /// Examples that are computed at once
     #[arg(long, value_name = "N")]
     batch: Option<usize>,
+    /// Batches in a step, whose gradients are averaged: a larger step in the memory of one batch
+    #[arg(long, value_name = "N")]
+    accumulate: Option<usize>,
+    /// Shorten the gradients to this norm where they are longer; 0: as they are
+    #[arg(long, value_name = "X")]
+    clip_norm: Option<f64>,
+    /// Compute encoder blocks again in backward instead of keeping them: less memory, more time, the same bits
+    #[arg(long)]
+    recompute: bool,
+    /// Keep a moving average of the weights too, in checkpoints/ema.safetensors; 0.999 or so, nearer to 1 for longer runs
+    #[arg(long, value_name = "DECAY")]
+    ema: Option<f64>,
     /// Learning rate after the warm-up
     #[arg(long, value_name = "X")]
     lr: Option<f64>,
@@ -109,6 +121,9 @@ impl Train {
             }
         };
         say(format!("weights in {}", run.last().display()));
+        if config.run.ema > 0.0 {
+            say(format!("averaged weights, the ones to measure and use, in {}", run.averaged().display()));
+        }
         if let Ok(val) = self.data.open(Split::Val) {
             let val = val.with_classes(classes.clone());
             let result = evaluate(&model, &val, &classes, None, |_, _| ())?;
@@ -141,6 +156,10 @@ impl Train {
             (c.augment.height, c.augment.width) = (height, width);
         }
         c.run.batch = self.batch.unwrap_or(c.run.batch);
+        c.run.accumulate = self.accumulate.unwrap_or(c.run.accumulate);
+        c.run.recompute |= self.recompute;
+        c.run.ema = self.ema.unwrap_or(c.run.ema);
+        c.optimizer.max_norm = self.clip_norm.unwrap_or(c.optimizer.max_norm);
         c.optimizer.lr = self.lr.unwrap_or(c.optimizer.lr);
         c.optimizer.warmup_steps = self.warmup.unwrap_or(c.optimizer.warmup_steps);
         c.run.seed = self.seed.unwrap_or(c.run.seed);
@@ -165,7 +184,7 @@ impl Train {
 
 /// How a training ended.
 pub enum End {
-    /// All steps were taken.
+    /// All steps were taken; with the averaged weights where an average is kept.
     Done(Box<Amdanet>),
     /// It was interrupted after this many steps, and everything is saved.
     Stopped(usize),
@@ -192,18 +211,24 @@ pub fn fit(
             let done = trainer.step(&batch)?;
             let mut line = serde_json::json!({
                 "step": step + 1, "epoch": examples.epoch(step), "lr": done.lr, "loss": done.loss,
-                "seconds": start.elapsed().as_secs_f64(), "wait_seconds": waited,
+                "seconds": start.elapsed().as_secs_f64(), "wait_seconds": waited, "gradient_norm": done.gradient_norm,
             });
             for (name, value) in &done.terms {
                 line[*name] = (*value).into();
             }
             if done.loss_scale != 1.0 {
-                (line["loss_scale"], line["skipped"]) = (done.loss_scale.into(), done.skipped.into());
+                line["loss_scale"] = done.loss_scale.into();
+            }
+            if done.loss_scale != 1.0 || done.skipped {
+                (line["skipped"], line["bad_steps"]) = (done.skipped.into(), done.bad_steps.into());
             }
             run.log(&line)?;
             let smooth = mean.map_or(done.loss, |m: f32| m + 0.05 * (done.loss - m));
-            mean = Some(smooth);
-            progress.step(format!("loss {smooth:.3}"));
+            mean = Some(smooth).filter(|m| m.is_finite()).or(mean);
+            progress.step(match done.bad_steps {
+                0 => format!("loss {smooth:.3}"),
+                bad => format!("loss {smooth:.3}, {bad} steps in a row not finite and skipped"),
+            });
             let (last, stopped) = (step + 1 == config.run.steps, stop.load(Relaxed));
             if (step + 1) % config.run.checkpoint_every == 0 || last || stopped {
                 run.save(&trainer, classes)?;
@@ -212,7 +237,7 @@ pub fn fit(
                 return Ok(End::Stopped(step + 1));
             }
         }
-        Ok(End::Done(Box::new(trainer.model)))
+        Ok(End::Done(Box::new(trainer.averaged()?.unwrap_or(trainer.model))))
     })
 }
 

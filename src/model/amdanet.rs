@@ -106,9 +106,9 @@ impl Amdanet {
     ///
     /// # Errors
     /// When the pictures have another shape or a side is below 32.
-    pub fn features(
-        &self,
-        pass: &mut Pass,
+    pub fn features<'a>(
+        &'a self,
+        pass: &mut Pass<'a>,
         pictures: &Tensor,
         masking: Option<&Masking>,
     ) -> Result<Features> {
@@ -156,7 +156,7 @@ impl Amdanet {
     ///
     /// # Errors
     /// When the pictures' shapes differ or a side is below 32.
-    pub fn forward(&self, pass: &mut Pass, visible: &Tensor, infrared: &Tensor) -> Result<Output> {
+    pub fn forward<'a>(&'a self, pass: &mut Pass<'a>, visible: &Tensor, infrared: &Tensor) -> Result<Output> {
         let pictures = on_device(pass, &stack(visible, infrared)?)?;
         let features = self.features(pass, &pictures, None)?;
         let image = self.fusion.forward(pass, &features.vision, &pictures, 1)?;
@@ -177,9 +177,9 @@ impl Amdanet {
     ///
     /// # Errors
     /// When shapes do not fit, see [`Amdanet::features`].
-    pub fn forward_masked(
-        &self,
-        pass: &mut Pass,
+    pub fn forward_masked<'a>(
+        &'a self,
+        pass: &mut Pass<'a>,
         visible: &Tensor,
         infrared: &Tensor,
         masking: &Masking,

@@ -35,6 +35,7 @@ impl Sci {
         let score = self.score.forward(pass, &hidden)?;
         let m = ops::sigmoid(&mut pass.tape, &score)?;
         let lambda = pass.param(self.lambda);
-        ops::gate(&mut pass.tape, x, &m, &lambda, self.tau)
+        let y = ops::gate(&mut pass.tape, x, &m, &lambda, self.tau)?;
+        pass.watched(self.lambda, y)
     }
 }

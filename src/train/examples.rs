@@ -57,16 +57,16 @@ impl<'a> Examples<'a> {
 
     /// The epoch that step `step` begins in.
     pub fn epoch(&self, step: usize) -> usize {
-        step * self.config.run.batch / self.dataset.len()
+        step * self.config.run.examples() / self.dataset.len()
     }
 
-    /// The batch of step `step`.
+    /// The batch of step `step`: its micro-batches one after the other.
     ///
     /// # Errors
     /// When a file of the data set cannot be read.
     pub fn batch(&self, step: usize) -> Result<Batch> {
-        let (length, first) = (self.dataset.len(), step * self.config.run.batch);
-        let end = first + self.config.run.batch;
+        let (length, first) = (self.dataset.len(), step * self.config.run.examples());
+        let end = first + self.config.run.examples();
         // A batch can reach from one epoch into the next.
         let orders: Vec<_> = (first / length..end.div_ceil(length)).map(|epoch| self.order(epoch)).collect();
         let examples = (first..end).into_par_iter().map(|n| {

@@ -1,6 +1,8 @@
 //! Training: losses, optimizer, schedule, the loop.
 
 mod config;
+mod diagnosis;
+mod ema;
 mod examples;
 mod loss_scale;
 mod losses;

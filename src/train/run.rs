@@ -16,6 +16,8 @@ use crate::{Error, Result};
 /// `config.toml`; `metrics.jsonl`, a line for each step; `checkpoints/` with `step-N.safetensors` (weights),
 /// `step-N.optimizer.safetensors` (everything else that the next step depends on), and `last.safetensors`, another name
 /// of the newest weights. A checkpoint counts once both its files are there; they are written whole or not at all.
+/// With `run.ema`, `ema.safetensors` holds the averaged weights of the newest checkpoint, to evaluate and use; training
+/// goes on from the others.
 pub struct Run {
     root: PathBuf,
     metrics: File,
@@ -103,6 +105,9 @@ impl Run {
         let [weights, optimizer] = paths(&self.root, trainer.steps());
         let (state, meta) = trainer.state()?;
         checkpoint::write(&optimizer, &state, &meta)?;
+        if let Some(averaged) = trainer.averaged()? {
+            checkpoint::save(&self.averaged(), &averaged, classes)?;
+        }
         checkpoint::save(&weights, &trainer.model, classes)?;
         link_atomically(&weights, &self.last())?;
         let steps = checkpoints(&self.root)?;
@@ -117,6 +122,11 @@ impl Run {
     /// The weights of the newest checkpoint.
     pub fn last(&self) -> PathBuf {
         self.root.join("checkpoints/last.safetensors")
+    }
+
+    /// The averaged weights of the newest checkpoint, where an average is kept.
+    pub fn averaged(&self) -> PathBuf {
+        self.root.join("checkpoints/ema.safetensors")
     }
 }
 
