@@ -10,11 +10,11 @@ use std::time::Instant;
 use clap::Args;
 
 use super::progress::Progress;
+use super::validation::Validation;
 use super::{Machine, Size, say};
 use crate::data::{ClassSet, Dataset, Split};
-use crate::evaluate::evaluate;
 use crate::model::{Amdanet, Arch, Encoder};
-use crate::train::{Config, Examples, Preset, Recipe, Run, Trainer};
+use crate::train::{Best, Config, Examples, Preset, Recipe, Run, Trainer};
 use crate::{Error, Result, checkpoint, config};
 
 #[derive(Args)]
@@ -64,9 +64,15 @@ pub struct Train {
     /// Go on with the run in --out, from its newest checkpoint, bit for bit as if it had never stopped
     #[arg(long)]
     resume: bool,
-    /// How many checkpoints are kept
+    /// How many checkpoints are kept, beside that of the best evaluation
     #[arg(long, value_name = "N", default_value_t = 2)]
     keep: usize,
+    /// Steps between evaluations; 0 measures at the end alone [default: an epoch, rounded up to whole checkpoints]
+    #[arg(long, value_name = "N")]
+    eval_every: Option<usize>,
+    /// Split that evaluations measure, val or test; checkpoints/best.safetensors has the highest mIoU there
+    #[arg(long, value_name = "SPLIT", default_value = "val")]
+    best_by: Split,
     /// The same seed gives the same run
     #[arg(long)]
     seed: Option<u64>,
@@ -92,30 +98,100 @@ impl Train {
             checkpoint::load_into(&mut model, path)?;
         }
         model.params.place(&device, self.machine.precision.dtype())?;
+        let machine = self.machine.describe(&device);
+        let mut validation = self.validation(&config, &classes, train.len())?;
+        self.introduce(&config, &model, &train, validation.as_ref(), &machine);
         let mut trainer = Trainer::new(model, config.clone());
         let mut run = if self.resume {
-            let note = |line| drop(writeln!(std::io::stderr(), "{line}"));
-            let run = Run::resume(&self.out, &config, self.keep, &mut trainer, note)?;
+            let run = Run::resume(&self.out, &config, &machine, self.keep, &mut trainer, warn)?;
             say(format!("going on after step {}", trainer.steps()));
             run
         } else {
-            Run::create(&self.out, &config, self.keep)?
+            Run::create(&self.out, &config, &machine, self.keep)?
         };
-        let model = match fit(trainer, &config, &train, &classes, &mut run)? {
-            End::Done(model) => model,
+        if let Some(best) = run.best().filter(|best| best.split != self.best_by.to_string()) {
+            let Best { split, miou, .. } = best;
+            warn(format!(
+                "the best so far, mIoU {miou:.4} on {split}, no longer counts: --best-by has changed"
+            ));
+        }
+        let complete = trainer.steps() == config.run.steps;
+        match fit(trainer, &config, &train, &classes, validation.as_mut(), &mut run)? {
+            End::Done(_) if complete => {
+                say(format!("the run is complete: all {} steps are taken", config.run.steps))
+            }
+            End::Done(_) => {}
             End::Stopped(steps) => {
-                say(format!("stopped after step {steps}, all saved: the same command with --resume goes on"));
+                say(format!("stopped after step {steps}, all saved; to go on:\n{}", resume_command()));
                 return Ok(());
             }
-        };
+        }
+        if let Some((validation, result)) = validation.as_ref().and_then(|v| Some((v, v.newest()?))) {
+            say(format!("on the {} split:", validation.split()));
+            super::eval::table(result);
+        }
         say(format!("weights in {}", run.last().display()));
-        if let Ok(val) = Dataset::open(&self.data, Split::Val) {
-            let val = val.with_classes(classes.clone());
-            let result = evaluate(&model, &val, &classes, None, |_, _| ())?;
-            say("on the val split:");
-            super::eval::table(&result);
+        if let Some(Best { step, split, miou }) = run.best() {
+            let path = run.best_weights();
+            say(format!(
+                "the best, mIoU {:.2} % on {split} after step {step}, in {}",
+                100.0 * miou,
+                path.display()
+            ));
         }
         Ok(())
+    }
+
+    /// What is measured during the training: the split of `--best-by`, if there is one.
+    fn validation(&self, config: &Config, classes: &ClassSet, examples: usize) -> Result<Option<Validation>> {
+        let split = self.best_by;
+        let dataset = match (split, Dataset::open(&self.data, split)) {
+            (_, Ok(dataset)) => dataset,
+            (Split::Val, Err(e)) => {
+                warn(format!("nothing is measured, and no checkpoint will be the best: {e}"));
+                return Ok(None);
+            }
+            (_, Err(e)) => return Err(e),
+        };
+        let other = match split {
+            Split::Train => {
+                return Err(Error::Config("--best-by train: must be val or test".into()));
+            }
+            Split::Val => Dataset::open(&self.data, Split::Test).ok(),
+            Split::Test => None,
+        };
+        if split == Split::Test {
+            warn("the test split chooses the best checkpoint: its score there is too good to report".into());
+        } else if other.is_some_and(|other| other.names().eq(dataset.names())) {
+            warn(
+                "val and test list the same pairs: the best checkpoint's score there is too good to report"
+                    .into(),
+            );
+        }
+        let every = self.eval_every.unwrap_or_else(|| Validation::default_every(config, examples));
+        Ok(Some(Validation::new(dataset.with_classes(classes.clone()), classes.clone(), every)))
+    }
+
+    /// What is going to happen.
+    fn introduce(
+        &self,
+        config: &Config,
+        model: &Amdanet,
+        train: &Dataset,
+        validation: Option<&Validation>,
+        machine: &str,
+    ) {
+        let (m, r, a) = (&config.model, &config.run, &config.augment);
+        let measured = validation.map_or("nothing to measure".into(), Validation::describe);
+        say(format!("data      {}: {} pairs to train on, {measured}", self.data.display(), train.len()));
+        let parameters = model.params.count() as f64 / 1e6;
+        let (arch, encoder, classes) = (m.arch, m.encoder_name(), m.classes);
+        say(format!("network   {arch} {encoder}, {parameters:.2} million parameters, {classes} classes"));
+        let epochs = (r.steps * r.batch) as f64 / train.len() as f64;
+        let (steps, batch, height, width) = (r.steps, r.batch, a.height, a.width);
+        say(format!("training  {steps} steps of {batch} crops of {height}x{width}: {epochs:.1} epochs"));
+        say(format!("machine   {machine}"));
+        say(format!("run       {}", self.out.display()));
     }
 
     /// The classes of the preset, or those that the data set names.
@@ -177,53 +253,100 @@ pub fn fit(
     config: &Config,
     dataset: &Dataset,
     classes: &ClassSet,
+    mut validation: Option<&mut Validation>,
     run: &mut Run,
 ) -> Result<End> {
     let stop = stop_signal()?;
     let examples = Examples::new(dataset, config)?;
-    let first = trainer.steps();
-    let mut progress = Progress::new("steps", config.run.steps);
+    let (first, steps) = (trainer.steps(), config.run.steps);
+    let mut progress = Progress::new("steps", steps);
     progress.skip(first);
-    let mut mean = None;
+    let (mut loss, mut speed) = (Mean::default(), Mean::default());
     std::thread::scope(|scope| {
         // Two batches wait at most; the thread ends when the receiver is gone.
         let (sender, batches) = std::sync::mpsc::sync_channel(2);
         let examples = &examples;
         scope.spawn(move || {
-            for step in first..config.run.steps {
+            for step in first..steps {
                 if sender.send(examples.batch(step)).is_err() {
                     break;
                 }
             }
         });
-        for (step, batch) in (first..).zip(batches) {
-            let batch = batch?;
+        let mut stopped = false;
+        loop {
+            // Between two steps. When there is something to measure, everything is saved.
+            let step = trainer.steps();
+            let due = |v: &&mut Validation| v.is_due(step, steps) && !run.is_evaluated(step, v.split());
+            if let Some(validation) = validation.as_deref_mut().filter(due) {
+                if stopped {
+                    return Ok(End::Stopped(step));
+                }
+                validation.measure(&trainer.model, step, run, &mut progress)?;
+                stopped = stop.load(Relaxed);
+            }
+            if step == steps {
+                return Ok(End::Done(Box::new(trainer.model)));
+            }
+            if stopped {
+                return Ok(End::Stopped(step));
+            }
+            let begun = Instant::now();
+            let Ok(batch) = batches.recv() else {
+                return Err(Error::Config("the reading thread ended".into()));
+            };
+            let batch = batch.map_err(|e| run.rescue(&trainer, classes, e))?;
             let start = Instant::now();
             let done = trainer.step(&batch)?;
-            let mut line = serde_json::json!({
-                "step": step + 1, "epoch": examples.epoch(step), "lr": done.lr, "loss": done.loss,
-                "seconds": start.elapsed().as_secs_f64(),
-            });
-            for (name, value) in &done.terms {
-                line[*name] = (*value).into();
-            }
-            if done.loss_scale != 1.0 {
-                (line["loss_scale"], line["skipped"]) = (done.loss_scale.into(), done.skipped.into());
-            }
-            run.log(&line)?;
-            let smooth = mean.map_or(done.loss, |m: f32| m + 0.05 * (done.loss - m));
-            mean = Some(smooth);
-            progress.step(format!("loss {smooth:.3}"));
-            let (last, stopped) = (step + 1 == config.run.steps, stop.load(Relaxed));
-            if (step + 1) % config.run.checkpoint_every == 0 || last || stopped {
+            let seconds = start.elapsed().as_secs_f64();
+            let pairs_per_second = config.run.batch as f64 / begun.elapsed().as_secs_f64();
+            let (epoch, step) = (examples.epoch(step), step + 1);
+            run.log(step, epoch, &done, seconds, pairs_per_second)
+                .map_err(|e| run.rescue(&trainer, classes, e))?;
+            stopped = stop.load(Relaxed);
+            let measured = validation.as_deref().is_some_and(|v| v.is_due(step, steps));
+            if stopped || measured || step == steps || step.is_multiple_of(config.run.checkpoint_every) {
                 run.save(&trainer, classes)?;
             }
-            if stopped && !last {
-                return Ok(End::Stopped(step + 1));
-            }
+            let (loss, speed) = (loss.add(done.loss.into()), speed.add(pairs_per_second));
+            progress.step(format!("loss {loss:.3}, lr {:.2e}, {speed:.2} pairs/s", done.lr));
         }
-        Ok(End::Done(Box::new(trainer.model)))
     })
+}
+
+/// A mean that forgets what is long past.
+#[derive(Default)]
+struct Mean(Option<f64>);
+
+impl Mean {
+    fn add(&mut self, value: f64) -> f64 {
+        *self.0.insert(self.0.map_or(value, |mean| mean + 0.05 * (value - mean)))
+    }
+}
+
+/// A line on standard error.
+fn warn(line: String) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+/// The command that goes on with this run, for a shell.
+fn resume_command() -> String {
+    let mut arguments: Vec<String> =
+        std::env::args_os().map(|argument| quoted(&argument.to_string_lossy())).collect();
+    if !arguments.iter().any(|argument| argument == "--resume") {
+        arguments.push("--resume".into());
+    }
+    arguments.join(" ")
+}
+
+/// An argument as a shell reads it.
+fn quoted(argument: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "-_./:=,+@%".contains(c);
+    if !argument.is_empty() && argument.chars().all(plain) {
+        argument.into()
+    } else {
+        format!("'{}'", argument.replace('\'', r"'\''"))
+    }
 }
 
 /// Becomes true at Ctrl-C or when the process is asked to end; a second Ctrl-C ends it at once.

@@ -34,6 +34,8 @@ pub struct Progress {
     pub terms: Vec<(&'static str, f32)>,
     /// The learning rate of the step.
     pub lr: f64,
+    /// The norm of all gradients together; not a number when the loss overflowed.
+    pub gradient_norm: f32,
     /// The factor that kept small gradients representable; 1 outside float16.
     pub loss_scale: f32,
     /// Whether a gradient overflowed: nothing was changed then, and the next step uses a smaller factor.
@@ -114,7 +116,7 @@ impl Trainer {
             if self.scale.can_shrink() {
                 self.scale.update(false);
                 self.steps += 1;
-                return Ok(Progress { loss, terms, lr, loss_scale, skipped: true });
+                return Ok(Progress { loss, terms, lr, gradient_norm: f32::NAN, loss_scale, skipped: true });
             }
             let terms: Vec<String> = terms.iter().map(|(n, v)| format!("{n} {v}")).collect();
             return Err(Error::Config(format!(
@@ -134,7 +136,7 @@ impl Trainer {
         }
         self.scale.update(outcome.finite);
         self.steps += 1;
-        Ok(Progress { loss, terms, lr, loss_scale, skipped: !outcome.finite })
+        Ok(Progress { loss, terms, lr, gradient_norm: outcome.norm, loss_scale, skipped: !outcome.finite })
     }
 
     /// One of two choices, and element masks that keep a value with probability `mask_keep`.
