@@ -22,7 +22,7 @@ pub struct Train {
     /// Folder of the data set, in the flat layout
     #[arg(long)]
     data: PathBuf,
-    /// Folder of the run: config.toml, metrics.jsonl and checkpoints/
+    /// Folder of the run: config.toml, metrics.jsonl, checkpoints/ and event files for TensorBoard
     #[arg(long)]
     out: PathBuf,
     /// Classes and schedule of a known data set
@@ -83,7 +83,7 @@ pub struct Train {
 impl Train {
     pub fn run(self) -> Result<()> {
         let device = self.machine.set_up()?;
-        let train = Dataset::open(&self.data, Split::Train)?;
+        let train = self.open(Split::Train)?;
         let classes = self.classes(&train)?;
         let config = self.configure(classes.as_ref(), train.len())?;
         let classes = match classes {
@@ -142,10 +142,14 @@ impl Train {
         Ok(())
     }
 
+    fn open(&self, split: Split) -> Result<Dataset> {
+        Dataset::open(&self.data, split)
+    }
+
     /// What is measured during the training: the split of `--best-by`, if there is one.
     fn validation(&self, config: &Config, classes: &ClassSet, examples: usize) -> Result<Option<Validation>> {
         let split = self.best_by;
-        let dataset = match (split, Dataset::open(&self.data, split)) {
+        let dataset = match (split, self.open(split)) {
             (_, Ok(dataset)) => dataset,
             (Split::Val, Err(e)) => {
                 warn(format!("nothing is measured, and no checkpoint will be the best: {e}"));
@@ -157,7 +161,7 @@ impl Train {
             Split::Train => {
                 return Err(Error::Config("--best-by train: must be val or test".into()));
             }
-            Split::Val => Dataset::open(&self.data, Split::Test).ok(),
+            Split::Val => self.open(Split::Test).ok(),
             Split::Test => None,
         };
         if split == Split::Test {
@@ -357,6 +361,9 @@ fn stop_signal() -> Result<&'static AtomicBool> {
         if STOP.swap(true, Relaxed) {
             std::process::exit(130);
         }
+        warn(
+            "ending after this step or evaluation; once more ends at once, without what is not saved".into(),
+        );
     };
     let installed = INSTALLED.get_or_init(|| ctrlc::set_handler(handler).map_err(|e| e.to_string()));
     installed.clone().map_err(|e| Error::Config(format!("signals cannot be handled: {e}")))?;

@@ -117,7 +117,9 @@ impl Run {
         let prepare = || {
             for path in unreadable.iter().flat_map(|&step| paths(root, step)) {
                 // Out of the way, so that it is not counted among those that are kept.
-                fs::rename(&path, path.with_extension("damaged")).map_err(Error::io(&path, "rename"))?;
+                let aside = path.with_extension("damaged");
+                fs::rename(&path, &aside).map_err(Error::io(&path, "rename"))?;
+                note(format!("{} is now {}", path.display(), aside.display()));
             }
             if step > 0 {
                 // The process may have ended before the newest weights got their second name.
@@ -125,7 +127,7 @@ impl Run {
             }
             let (metrics, lines) = shorten(&root.join("metrics.jsonl"), step)?;
             let best = recall_best(root, &lines, &mut note);
-            let evaluation = lines.iter().rev().find_map(|line| evaluation(line));
+            let evaluation = lines.iter().rev().find_map(evaluation);
             let evaluated = evaluation.map(|(best, _)| (best.step, best.split));
             let events = Events::create(root, step + 1)?;
             Ok(Self { root: root.into(), metrics, events, keep: keep.max(1), best, evaluated, _lock: lock })
@@ -244,8 +246,10 @@ impl Run {
 
     /// Saves a checkpoint before a training ends with `error`, which did not touch `trainer`; the error with what is safe.
     pub fn rescue(&self, trainer: &Trainer, classes: &ClassSet, error: Error) -> Error {
-        // If this fails too, the checkpoint before it is what the error names.
-        let _ = self.save(trainer, classes);
+        if trainer.steps() > 0 {
+            // If this fails too, the checkpoint before it is what the error names.
+            let _ = self.save(trainer, classes);
+        }
         explain(&self.root, error)
     }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use amdanet::random::Philox;
 
-use super::{STEPS, command, command_of_size, data, same, steps, succeeds, temporary, wait, wait_for};
+use super::{STEPS, command, command_of, data, same, steps, succeeds, temporary, wait, wait_for};
 
 /// The steps whose losses TensorBoard shows: a START takes away what came before it of its step and later ones.
 fn shown(run: &Path) -> Vec<u8> {
@@ -104,10 +104,10 @@ fn told_twice_it_ends_at_once_and_goes_on_all_the_same() {
     let data = data(folder.path());
     let [whole, run] = ["whole", "run"].map(|name| folder.path().join(name));
     // Large enough for both signals to come within a step.
-    let command = |run: &Path, more: &[&str]| command_of_size("160x224", &data, run, more);
+    let command = |run: &Path, more: &[&str]| command_of("160x224", 4, &data, run, more);
     succeeds(command(&whole, &[]));
     let child = command(&run, &[]).spawn().unwrap();
-    wait_for(2, &run);
+    wait_for(1, &run);
     std::thread::sleep(Duration::from_millis(80));
     for _ in 0..2 {
         signal(&child, "INT");

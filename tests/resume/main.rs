@@ -16,13 +16,13 @@ const STEPS: usize = 12;
 
 /// Trains for 12 steps; a checkpoint is written after each.
 fn command(data: &Path, run: &Path, more: &[&str]) -> Command {
-    command_of_size("48x64", data, run, more)
+    command_of("48x64", STEPS, data, run, more)
 }
 
-fn command_of_size(size: &str, data: &Path, run: &Path, more: &[&str]) -> Command {
+fn command_of(size: &str, steps: usize, data: &Path, run: &Path, more: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_amdanet"));
     command.args(["train", "--encoder", "nano", "--size", size, "--batch", "2", "--threads", "1"]);
-    command.args(["--steps", &STEPS.to_string(), "--lr", "1e-3", "--config"]).arg(data.join("every.toml"));
+    command.args(["--steps", &steps.to_string(), "--lr", "1e-3", "--config"]).arg(data.join("every.toml"));
     command.arg("--data").arg(data).arg("--out").arg(run).args(more);
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     command
