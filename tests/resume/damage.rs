@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use super::{STEPS, checkpoints, command, data, fails, kill_after, same, succeeds};
+use super::{STEPS, checkpoints, command, fails, kill_after, same, succeeds, undisturbed};
 
 fn change(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
     let mut bytes = fs::read(path).unwrap();
@@ -21,10 +21,9 @@ fn flip(bytes: &mut [u8]) {
 #[test]
 fn a_damaged_checkpoint_is_passed_over() {
     let folder = tempfile::tempdir().unwrap();
-    let data = data(folder.path());
-    let [whole, run] = ["whole", "run"].map(|name| folder.path().join(name));
-    succeeds(command(&data, &whole, &[]));
-    succeeds(command(&data, &run, &[]));
+    let [data, whole] = undisturbed();
+    let run = folder.path().join("run");
+    succeeds(command(data, &run, &[]));
     let newest = |kind: &str| run.join(format!("checkpoints/step-{STEPS}{kind}.safetensors"));
     let cut = |bytes: &mut Vec<u8>| bytes.truncate(bytes.len() / 2);
     for (kind, change_it, what) in [
@@ -34,10 +33,10 @@ fn a_damaged_checkpoint_is_passed_over() {
         (".optimizer", &|bytes| flip(bytes), "checksum"),
     ] {
         change(&newest(kind), change_it);
-        let text = succeeds(command(&data, &run, &["--resume"]));
+        let text = succeeds(command(data, &run, &["--resume"]));
         assert!(text.contains(what) && text.contains("going back to an earlier checkpoint"), "{text}");
         assert!(text.contains(&format!("going on after step {}", STEPS - 1)), "{text}");
-        same(&run, &whole);
+        same(&run, whole);
         // It is out of the way, for people to look at.
         assert!(newest(kind).with_extension("damaged").exists());
     }
@@ -47,7 +46,7 @@ fn a_damaged_checkpoint_is_passed_over() {
         }
     }
     let before = checkpoints(&run);
-    let text = fails(command(&data, &run, &["--resume"]));
+    let text = fails(command(data, &run, &["--resume"]));
     assert!(text.contains("no checkpoint can be read"), "{text}");
     assert!(checkpoints(&run) == before, "a file was touched");
 }
@@ -55,11 +54,11 @@ fn a_damaged_checkpoint_is_passed_over() {
 #[test]
 fn the_best_checkpoint_is_the_last_resort() {
     let folder = tempfile::tempdir().unwrap();
-    let data = data(folder.path());
+    let [data, _] = undisturbed();
     let [whole, run] = ["whole", "run"].map(|name| folder.path().join(name));
     let options = ["--eval-every", "6", "--keep", "2"];
-    succeeds(command(&data, &whole, &options));
-    kill_after(9, command(&data, &run, &options), &run);
+    succeeds(command(data, &whole, &options));
+    kill_after(9, command(data, &run, &options), &run);
     for (path, _) in checkpoints(&run) {
         let name = path.file_name().unwrap().to_str().unwrap();
         if name.starts_with("step-") && !name.starts_with("step-6.") {
@@ -69,7 +68,7 @@ fn the_best_checkpoint_is_the_last_resort() {
     // The only evaluation so far was that of step 6, and it can be had back from the measurements.
     change(&run.join("checkpoints/best.safetensors"), |bytes| flip(bytes));
     change(&run.join("metrics.jsonl"), |bytes| bytes.extend(b"\xff\x00{\"step\": 3"));
-    let text = succeeds(command(&data, &run, &[&options[..], &["--resume"]].concat()));
+    let text = succeeds(command(data, &run, &[&options[..], &["--resume"]].concat()));
     assert!(
         text.contains("going on after step 6") && text.contains("going back to the measurements"),
         "{text}"

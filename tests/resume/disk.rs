@@ -6,17 +6,16 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use super::{checkpoints, command, data, fails, kill_after, result, same, steps, succeeds, temporary};
+use super::{checkpoints, command, fails, kill_after, result, same, steps, succeeds, temporary, undisturbed};
 
 #[test]
 fn files_that_may_not_grow_end_a_run_that_goes_on_later() {
     let folder = tempfile::tempdir().unwrap();
-    let data = data(folder.path());
-    let [whole, run] = ["whole", "run"].map(|name| folder.path().join(name));
-    let options = ["--eval-every", "4", "--keep", "1"];
-    succeeds(command(&data, &whole, &options));
-    kill_after(3, command(&data, &run, &options), &run);
-    let go_on = || command(&data, &run, &[&options[..], &["--resume"]].concat());
+    let [data, whole] = undisturbed();
+    let run = folder.path().join("run");
+    let options = ["--keep", "1"];
+    kill_after(3, command(data, &run, &options), &run);
+    let go_on = || command(data, &run, &[&options[..], &["--resume"]].concat());
     // At most 4 or 8 MB, as the shell counts; the optimizer's file has 12.
     let mut limited = Command::new("sh");
     limited.args(["-c", "trap '' XFSZ; ulimit -f 8000; exec \"$@\"", "sh"]);
@@ -34,7 +33,7 @@ fn files_that_may_not_grow_end_a_run_that_goes_on_later() {
         amdanet::checkpoint::read(path).unwrap();
     }
     succeeds(go_on());
-    same(&run, &whole);
+    same(&run, whole);
 }
 
 /// A small file system in memory, mounted while this lives.
@@ -65,13 +64,12 @@ fn a_full_disk_ends_a_run_that_goes_on_when_there_is_room() {
         println!("nothing can be mounted here: the limit on the size of files is tested instead");
         return;
     };
-    let data = data(folder.path());
-    let (whole, run, other) = (folder.path().join("whole"), disk.join("run"), disk.join("other"));
-    let options = ["--eval-every", "4", "--keep", "1"];
-    succeeds(command(&data, &whole, &options));
+    let [data, whole] = undisturbed();
+    let (run, other) = (disk.join("run"), disk.join("other"));
+    let options = ["--keep", "1"];
     // Room for one checkpoint, and then for its successor's optimizer alone.
     fs::write(&other, vec![0; 66 << 20]).unwrap();
-    let text = fails(command(&data, &run, &options));
+    let text = fails(command(data, &run, &options));
     assert!(text.contains("step-2.safetensors: cannot write: No space left on device"), "{text}");
     assert!(
         text.contains("make room on the disk, then the same command with --resume goes on after step 1"),
@@ -81,32 +79,31 @@ fn a_full_disk_ends_a_run_that_goes_on_when_there_is_room() {
     let names: Vec<_> =
         checkpoints(&run).iter().map(|(path, _)| path.file_name().unwrap().to_owned()).collect();
     assert_eq!(names, ["last.safetensors", "step-1.optimizer.safetensors", "step-1.safetensors"]);
-    let go_on = || command(&data, &run, &[&options[..], &["--resume"]].concat());
+    let go_on = || command(data, &run, &[&options[..], &["--resume"]].concat());
     // As often as one likes.
     fails(go_on());
     fs::remove_file(&other).unwrap();
     succeeds(go_on());
-    same(&run, &whole);
+    same(&run, whole);
 }
 
 #[test]
 fn measurements_that_cannot_be_written_do_not_cost_the_training() {
     let folder = tempfile::tempdir().unwrap();
-    let data = data(folder.path());
-    let [whole, run] = ["whole", "run"].map(|name| folder.path().join(name));
-    succeeds(command(&data, &whole, &[]));
+    let [data, whole] = undisturbed();
+    let run = folder.path().join("run");
     fs::create_dir(&run).unwrap();
     symlink("/dev/full", run.join("metrics.jsonl")).unwrap();
-    let text = fails(command(&data, &run, &[]));
+    let text = fails(command(data, &run, &[]));
     assert!(text.contains("metrics.jsonl: cannot write: No space left on device"), "{text}");
     assert!(
         text.contains("make room on the disk, then the same command with --resume goes on after step 1"),
         "{text}"
     );
     fs::remove_file(run.join("metrics.jsonl")).unwrap();
-    succeeds(command(&data, &run, &["--resume"]));
+    succeeds(command(data, &run, &["--resume"]));
     // Only the line that could not be written is missing.
-    assert_eq!(steps(&run), steps(&whole) - 1);
-    let (run, whole) = (result(&run), result(&whole));
+    assert_eq!(steps(&run), steps(whole) - 1);
+    let (run, whole) = (result(&run), result(whole));
     assert!(run.0 == whole.0[1..] && run.1 == whole.1 && run.2 == whole.2);
 }

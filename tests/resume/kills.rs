@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use amdanet::random::Philox;
 
-use super::{STEPS, command, command_of, data, same, steps, succeeds, temporary, wait, wait_for};
+use super::{STEPS, command, command_of, same, steps, succeeds, temporary, undisturbed, wait, wait_for};
 
 /// The steps whose losses TensorBoard shows: a START takes away what came before it of its step and later ones.
 fn shown(run: &Path) -> Vec<u8> {
@@ -40,19 +40,20 @@ fn shown(run: &Path) -> Vec<u8> {
 #[test]
 fn killed_at_any_moment_it_goes_on_with_the_same_bits() {
     let folder = tempfile::tempdir().unwrap();
-    let data = data(folder.path());
-    let [whole, run] = ["whole", "run"].map(|name| folder.path().join(name));
-    let options = ["--eval-every", "2", "--keep", "1"];
+    let [data, whole] = undisturbed();
+    let run = folder.path().join("run");
+    let options = ["--keep", "1"];
+    // It takes as long as another whole run.
     let start = Instant::now();
-    succeeds(command(&data, &whole, &options));
+    succeeds(command(data, &folder.path().join("other"), &options));
     let time = start.elapsed();
     let go_on = || {
         let resume = if run.join("config.toml").exists() { &["--resume"][..] } else { &[] };
-        command(&data, &run, &[&options, resume].concat())
+        command(data, &run, &[&options, resume].concat())
     };
     let finish = || {
         succeeds(go_on());
-        same(&run, &whole);
+        same(&run, whole);
         assert_eq!(shown(&run), (1..=STEPS as u8).collect::<Vec<_>>());
         assert!(temporary(&run).is_empty());
     };
@@ -80,10 +81,9 @@ fn signal(child: &std::process::Child, name: &str) {
 #[cfg(unix)]
 fn told_to_end_it_saves_and_says_how_to_go_on() {
     let folder = tempfile::tempdir().unwrap();
-    let data = data(folder.path());
-    let [whole, run] = ["whole", "run"].map(|name| folder.path().join(name));
-    succeeds(command(&data, &whole, &["--eval-every", "5"]));
-    let child = command(&data, &run, &["--eval-every", "5"]).spawn().unwrap();
+    let [data, whole] = undisturbed();
+    let run = folder.path().join("run");
+    let child = command(data, &run, &[]).spawn().unwrap();
     wait_for(2, &run);
     signal(&child, "TERM");
     let (code, text) = wait(child);
@@ -94,17 +94,17 @@ fn told_to_end_it_saves_and_says_how_to_go_on() {
     shell.args(["-c", line]).stdout(Stdio::piped()).stderr(Stdio::piped());
     let text = succeeds(shell);
     assert!(text.contains("going on after step"), "{text}");
-    same(&run, &whole);
+    same(&run, whole);
 }
 
 #[test]
 #[cfg(unix)]
 fn told_twice_it_ends_at_once_and_goes_on_all_the_same() {
     let folder = tempfile::tempdir().unwrap();
-    let data = data(folder.path());
+    let [data, _] = undisturbed();
     let [whole, run] = ["whole", "run"].map(|name| folder.path().join(name));
     // Large enough for both signals to come within a step.
-    let command = |run: &Path, more: &[&str]| command_of("160x224", 4, &data, run, more);
+    let command = |run: &Path, more: &[&str]| command_of("160x224", 4, data, run, more);
     succeeds(command(&whole, &[]));
     let child = command(&run, &[]).spawn().unwrap();
     wait_for(1, &run);

@@ -7,6 +7,7 @@ mod kills;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use amdanet::data::synth;
@@ -14,7 +15,7 @@ use serde_json::Value;
 
 const STEPS: usize = 12;
 
-/// Trains for 12 steps; a checkpoint is written after each.
+/// Trains for 12 steps; a checkpoint is written after each, and each epoch of 4 is measured.
 fn command(data: &Path, run: &Path, more: &[&str]) -> Command {
     command_of("48x64", STEPS, data, run, more)
 }
@@ -35,6 +36,18 @@ fn data(folder: &Path) -> PathBuf {
     synth::write(&data, 10, 5, 60, 80, &mut |_| ()).unwrap();
     fs::write(data.join("every.toml"), "[run]\ncheckpoint_every = 1\n").unwrap();
     data
+}
+
+/// A data set, and a run on it that nothing happened to: made once, for all tests.
+fn undisturbed() -> &'static [PathBuf; 2] {
+    static MADE: OnceLock<[PathBuf; 2]> = OnceLock::new();
+    MADE.get_or_init(|| {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("resume");
+        let _ = fs::remove_dir_all(&folder);
+        let (data, run) = (data(&folder), folder.join("run"));
+        succeeds(command(&data, &run, &[]));
+        [data, run]
+    })
 }
 
 fn lines(run: &Path) -> Vec<Value> {
@@ -122,28 +135,28 @@ fn checkpoints(run: &Path) -> Vec<(PathBuf, Vec<u8>)> {
 #[test]
 fn another_process_and_other_settings_are_refused() {
     let folder = tempfile::tempdir().unwrap();
-    let data = data(folder.path());
+    let [data, _] = undisturbed();
     let run = folder.path().join("run");
-    let text = fails(command(&data, &run, &["--resume"]));
+    let text = fails(command(data, &run, &["--resume"]));
     assert!(text.contains("no run to resume"), "{text}");
-    let mut first = command(&data, &run, &[]).spawn().unwrap();
+    let mut first = command(data, &run, &[]).spawn().unwrap();
     wait_for(1, &run);
-    let text = fails(command(&data, &run, &["--resume"]));
+    let text = fails(command(data, &run, &["--resume"]));
     assert!(text.contains("another process"), "{text}");
     first.kill().unwrap();
     let _ = wait(first);
-    let text = fails(command(&data, &run, &["--resume", "--seed", "5"]));
+    let text = fails(command(data, &run, &["--resume", "--seed", "5"]));
     assert!(text.contains("seed = 0") && text.contains("seed = 5"), "{text}");
     // A folder with a run in it is not taken for a new one.
-    let text = fails(command(&data, &run, &[]));
+    let text = fails(command(data, &run, &[]));
     assert!(text.contains("holds a run already") && text.contains("--resume"), "{text}");
 
     let config = fs::read_to_string(run.join("config.toml")).unwrap();
     assert!(config.starts_with("# begun on cpu, f32\n"), "{config}");
     fs::write(run.join("config.toml"), config.replace("cpu, f32", "some GPU, bf16")).unwrap();
-    let text = succeeds(command(&data, &run, &["--resume"]));
+    let text = succeeds(command(data, &run, &["--resume"]));
     assert!(text.contains("begun on some GPU, bf16 and goes on on cpu, f32"), "{text}");
-    let text = succeeds(command(&data, &run, &["--resume"]));
+    let text = succeeds(command(data, &run, &["--resume"]));
     assert!(text.contains("the run is complete: all 12 steps"), "{text}");
 }
 
