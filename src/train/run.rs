@@ -59,7 +59,9 @@ impl Run {
     /// # Errors
     /// When the folder holds a run already or cannot be written.
     pub fn create(root: &Path, config: &Config, machine: &str, keep: usize) -> Result<Self> {
-        if root.join("config.toml").exists() {
+        // An empty file is no measurement.
+        let measured = fs::metadata(root.join("metrics.jsonl")).is_ok_and(|file| file.len() > 0);
+        if measured || root.join("config.toml").exists() || root.join(LAST).exists() {
             let what = "holds a run already: --resume it, choose another --out, or move it away";
             return Err(Error::file(root, what));
         }
@@ -97,7 +99,8 @@ impl Run {
         remove_temporary(root)?;
         let mut unreadable = Vec::new();
         let steps = checkpoints(root)?;
-        let mut found = steps.is_empty();
+        // It may have ended before its first checkpoint; but then nothing has the name of the newest.
+        let mut found = steps.is_empty() && !root.join(LAST).exists();
         for &step in steps.iter().rev() {
             match restore(root, step, trainer) {
                 Ok(()) => {
@@ -111,7 +114,9 @@ impl Run {
             }
         }
         if !found {
-            return Err(Error::file(root.join("checkpoints"), "no checkpoint can be read"));
+            let what = "no checkpoint can be read: train on from last or best.safetensors, if they can, with --init in \
+                        another --out";
+            return Err(Error::file(root.join("checkpoints"), what));
         }
         let step = trainer.steps();
         let prepare = || {

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use super::{STEPS, checkpoints, command, fails, kill_after, same, succeeds, undisturbed};
+use super::{STEPS, checkpoints, command, fails, kill_after, same, steps, succeeds, undisturbed};
 
 fn change(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
     let mut bytes = fs::read(path).unwrap();
@@ -49,6 +49,16 @@ fn a_damaged_checkpoint_is_passed_over() {
     let text = fails(command(data, &run, &["--resume"]));
     assert!(text.contains("no checkpoint can be read"), "{text}");
     assert!(checkpoints(&run) == before, "a file was touched");
+    // Without its checkpoints, a run is not taken for one that has not begun.
+    for (path, _) in before.iter().filter(|(path, _)| path.file_stem().unwrap() != "last") {
+        fs::remove_file(path).unwrap();
+    }
+    let text = fails(command(data, &run, &["--resume"]));
+    assert!(text.contains("no checkpoint can be read") && text.contains("--init"), "{text}");
+    fs::remove_file(run.join("config.toml")).unwrap();
+    let text = fails(command(data, &run, &[]));
+    assert!(text.contains("holds a run already"), "{text}");
+    assert_eq!(steps(&run), STEPS);
 }
 
 #[test]
