@@ -62,9 +62,9 @@ impl Demo {
         model.params.initialise(config.run.seed);
         model.params.place(&device, self.machine.precision.dtype())?;
         say(format!("training nano ({} parameters) for {} steps", model.params.count(), self.steps));
-        let mut run = Run::create(&run, &config, 1)?;
+        let mut run = Run::create(&run, &config, &self.machine.describe(&device), 1)?;
         let trainer = Trainer::new(model, config.clone());
-        let End::Done(model) = fit(trainer, &config, &train, &classes, &mut run)? else {
+        let End::Done(model) = fit(trainer, &config, &train, &classes, None, &mut run)? else {
             say("stopped");
             return Ok(());
         };
@@ -114,7 +114,7 @@ impl Demo {
 }
 
 /// Visible, infrared, fused, label, prediction.
-fn tiles(sample: &Sample, predicted: &Prediction, classes: &ClassSet) -> Vec<Tile> {
+pub(super) fn tiles(sample: &Sample, predicted: &Prediction, classes: &ClassSet) -> Vec<Tile> {
     let Picture { width, height, .. } = sample.visible;
     let tile = |rgb: Vec<u8>| Tile { width, height, rgb };
     vec![

@@ -10,6 +10,7 @@ mod progress;
 mod run;
 mod synth;
 mod train;
+mod validation;
 mod verify;
 
 use std::io::{IsTerminal, Write};
@@ -174,11 +175,19 @@ impl Machine {
             },
         };
         if device == Device::Cpu && self.precision != Precision::F32 {
-            let precision =
-                self.precision.to_possible_value().map_or(String::new(), |v| v.get_name().to_owned());
+            let precision = self.precision_name();
             return Err(Error::Config(format!("--precision {precision}: the CPU computes in f32{why}")));
         }
         Ok(device)
+    }
+
+    fn precision_name(&self) -> String {
+        self.precision.to_possible_value().map_or(String::new(), |v| v.get_name().to_owned())
+    }
+
+    /// Device and precision in a few words.
+    fn describe(&self, device: &Device) -> String {
+        format!("{device:?}, {}", self.precision_name())
     }
 }
 

@@ -8,6 +8,7 @@ mod loss_scale;
 mod losses;
 mod optimizer;
 mod run;
+mod tensorboard;
 mod trainer;
 
 pub use config::{AugmentConfig, Config, OptimizerConfig, Preset, Recipe, RunConfig};
@@ -15,7 +16,8 @@ pub use examples::{Examples, Feed};
 pub use loss_scale::LossScale;
 pub use losses::{LossWeights, Losses, Targets, losses};
 pub use optimizer::Optimizer;
-pub use run::Run;
+pub use run::{Best, Run, Time};
+pub use tensorboard::Events;
 pub use trainer::{Progress, Trainer};
 
 /// What each kind of draw adds to the seed of the run, so that no two share random numbers.
