@@ -23,6 +23,8 @@ pub enum Bench {
     Train(Options),
     /// Each kernel of an inference and of a training step, with its bytes, operations and time on a CUDA device
     Kernels(KernelOptions),
+    /// What each part of the network contributes: trains it without one after the other
+    Ablation(super::ablation::Ablation),
 }
 
 #[derive(Args)]
@@ -72,6 +74,7 @@ impl Bench {
         let options = match &self {
             Self::Model(o) | Self::Train(o) => o,
             Self::Kernels(k) => &k.options,
+            Self::Ablation(a) => return a.run(),
         };
         if !(1..=MOST_PAIRS).contains(&options.batch) || options.runs == 0 {
             let (batch, runs) = (options.batch, options.runs);
@@ -83,6 +86,7 @@ impl Bench {
             Self::Model(_) => options.model(),
             Self::Train(_) => options.train(),
             Self::Kernels(k) => k.run(),
+            Self::Ablation(a) => a.run(),
         }
     }
 }

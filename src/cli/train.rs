@@ -14,7 +14,7 @@ use super::{Machine, Size, say};
 use crate::data::{ClassSet, Dataset, Split};
 use crate::evaluate::evaluate;
 use crate::model::{Amdanet, Arch, Encoder};
-use crate::train::{Config, Examples, Preset, Recipe, Run, Trainer};
+use crate::train::{Config, Examples, Part, Preset, Recipe, Run, Trainer};
 use crate::{Error, Result, checkpoint, config};
 
 #[derive(Args)]
@@ -58,6 +58,12 @@ pub struct Train {
     /// Number of passes through the training list
     #[arg(long, value_name = "N")]
     epochs: Option<f64>,
+    /// A part to leave out; fdam is local and global alignment together
+    #[arg(long, value_enum, value_name = "PART")]
+    without: Vec<Part>,
+    /// The weight of a term of the loss, as cr=0; 0 switches the term off
+    #[arg(long, value_name = "TERM=X", value_parser = loss_weight)]
+    loss_weight: Vec<(String, f32)>,
     /// Checkpoint to start from: a whole network, or an encoder, which goes into both streams
     #[arg(long, value_name = "WEIGHTS")]
     init: Option<PathBuf>,
@@ -144,6 +150,10 @@ impl Train {
         c.optimizer.lr = self.lr.unwrap_or(c.optimizer.lr);
         c.optimizer.warmup_steps = self.warmup.unwrap_or(c.optimizer.warmup_steps);
         c.run.seed = self.seed.unwrap_or(c.run.seed);
+        self.without.iter().for_each(|&part| c.leave_out(part));
+        for (term, weight) in &self.loss_weight {
+            c.loss.set(term, *weight)?;
+        }
         if self.steps == Some(0) {
             return Err(Error::Config("--steps 0: must be at least 1".into()));
         }
@@ -161,6 +171,12 @@ impl Train {
             _ => Ok(c),
         }
     }
+}
+
+/// A term and its weight, written `cr=0`.
+fn loss_weight(text: &str) -> Result<(String, f32), String> {
+    let parsed = text.split_once('=').and_then(|(term, weight)| Some((term.into(), weight.parse().ok()?)));
+    parsed.ok_or_else(|| "a weight is written TERM=X, as cr=0".into())
 }
 
 /// How a training ended.

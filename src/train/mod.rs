@@ -1,5 +1,6 @@
 //! Training: losses, optimizer, schedule, the loop.
 
+mod ablation;
 mod config;
 mod examples;
 mod loss_scale;
@@ -8,6 +9,7 @@ mod optimizer;
 mod run;
 mod trainer;
 
+pub use ablation::Part;
 pub use config::{AugmentConfig, Config, OptimizerConfig, Preset, Recipe, RunConfig};
 pub use examples::Examples;
 pub use loss_scale::LossScale;
