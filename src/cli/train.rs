@@ -14,7 +14,7 @@ use super::{Machine, Size, say};
 use crate::data::{ClassSet, Dataset, Split};
 use crate::evaluate::evaluate;
 use crate::model::{Amdanet, Arch, Encoder};
-use crate::train::{Config, Examples, Part, Preset, Recipe, Run, Trainer};
+use crate::train::{Config, Estimate, Examples, Part, Preset, Recipe, Run, Trainer, estimate};
 use crate::{Error, Result, checkpoint, config};
 
 #[derive(Args)]
@@ -91,13 +91,16 @@ impl Train {
             None => ClassSet::unnamed(config.model.classes)?,
         };
         let train = train.with_classes(classes.clone());
+        let val = Dataset::open(&self.data, Split::Val).ok().map(|val| val.with_classes(classes.clone()));
+        let compute = self.machine.precision.dtype();
+        say(memory(estimate(&config, &device, compute, &train, val.as_ref())?));
         let mut model = Amdanet::new(config.model.clone())?;
         // A run that goes on may have stopped before its first checkpoint.
         model.params.initialise(config.run.seed);
         if let Some(path) = &self.init {
             checkpoint::load_into(&mut model, path)?;
         }
-        model.params.place(&device, self.machine.precision.dtype())?;
+        model.params.place(&device, compute)?;
         let mut trainer = Trainer::new(model, config.clone());
         let mut run = if self.resume {
             let note = |line| drop(writeln!(std::io::stderr(), "{line}"));
@@ -115,8 +118,7 @@ impl Train {
             }
         };
         say(format!("weights in {}", run.last().display()));
-        if let Ok(val) = Dataset::open(&self.data, Split::Val) {
-            let val = val.with_classes(classes.clone());
+        if let Some(val) = val {
             let result = evaluate(&model, &val, &classes, None, |_, _| ())?;
             say("on the val split:");
             super::eval::table(&result);
@@ -170,6 +172,18 @@ impl Train {
             ))),
             _ => Ok(c),
         }
+    }
+}
+
+/// What a training takes, in words.
+fn memory(Estimate { host, device }: Estimate) -> String {
+    let gb = |bytes: usize| match bytes as f64 / 1e9 {
+        gb if gb < 1.0 => format!("{:.0} MB", 1e3 * gb),
+        gb => format!("{gb:.1} GB"),
+    };
+    match device {
+        Some(device) => format!("about {} of the device's memory, {} of the host's", gb(device), gb(host)),
+        None => format!("about {} of memory", gb(host)),
     }
 }
 

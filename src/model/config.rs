@@ -165,6 +165,16 @@ impl ModelConfig {
         (0..4).map(level).sum::<f64>() + 4.0 * decoder * decoder + 72.0 * fusion * fusion
     }
 
+    /// The parts that were left out, in words.
+    pub fn left_out(&self) -> Vec<&'static str> {
+        let parts = [
+            (self.sci, "semantic consistency inference"),
+            (self.local_alignment, "local alignment"),
+            (self.global_alignment, "global alignment"),
+        ];
+        parts.into_iter().filter(|(there, _)| !there).map(|(_, name)| name).collect()
+    }
+
     /// The name of its size, `custom` when it is none of the named ones.
     pub fn encoder_name(&self) -> &'static str {
         self.encoder().map_or("custom", Encoder::name)

@@ -9,7 +9,7 @@ use crate::random::Philox;
 use crate::{Error, Result};
 
 /// Decoded samples are kept while all of them together take no more than this.
-const CACHE_BYTES: usize = 1 << 29;
+pub(super) const CACHE_BYTES: usize = 1 << 29;
 
 /// The examples of a run. What example `n` is depends on the seed and `n` alone.
 pub struct Examples<'a> {

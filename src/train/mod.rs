@@ -5,6 +5,7 @@ mod config;
 mod examples;
 mod loss_scale;
 mod losses;
+mod memory;
 mod optimizer;
 mod run;
 mod trainer;
@@ -14,6 +15,7 @@ pub use config::{AugmentConfig, Config, OptimizerConfig, Preset, Recipe, RunConf
 pub use examples::Examples;
 pub use loss_scale::LossScale;
 pub use losses::{LossWeights, Losses, Targets, losses};
+pub use memory::{Estimate, estimate};
 pub use optimizer::Optimizer;
 pub use run::Run;
 pub use trainer::{Progress, Trainer};

@@ -103,6 +103,7 @@ impl Run {
         let [weights, optimizer] = paths(&self.root, trainer.steps());
         let (state, meta) = trainer.state()?;
         checkpoint::write(&optimizer, &state, &meta)?;
+        drop(state);
         checkpoint::save(&weights, &trainer.model, classes)?;
         link_atomically(&weights, &self.last())?;
         let steps = checkpoints(&self.root)?;
