@@ -203,7 +203,7 @@ fn every_row_is_a_command() {
     let line: serde_json::Value = serde_json::from_str(metrics.lines().next().unwrap()).unwrap();
     assert!(line["dice"].is_null() && line["dice_masked"].is_number(), "{line}");
 
-    let bench = ["bench", "ablation", "--data", &data, "--steps", "1", "--batch", "1", "--size", "32x32"];
+    let bench = ["bench", "ablation", "--data", &data, "--steps", "1", "--batch", "1", "--size", "64x64"];
     let rows = ["--rows", "parts,losses,masking", "--arch", "paper", "--json"];
     let json: serde_json::Value = serde_json::from_str(&succeeds([&bench[..], &rows].concat())).unwrap();
     let names: Vec<_> =

@@ -144,7 +144,7 @@ fn the_command_writes_pictures_and_names_what_it_does_not_know() {
     let (weights, out) = (at("w.safetensors"), at("out"));
     let (vi, ir) = (at(&format!("data/Visible/{name}.png")), at(&format!("data/Infrared/{name}.png")));
     let command = ["explain", "--weights", &weights, "--visible", &vi, "--infrared", &ir, "--out", &out];
-    let with = |more: &[&str]| [&command[..], more].concat();
+    let with = |more: &[&'static str]| [&command[..], more].concat();
     let unknown = amdanet(with(&["--class", "dog"]));
     let error = String::from_utf8(unknown.stderr).unwrap();
     assert!(!unknown.status.success() && error.contains("\"dog\": the classes are "), "{error}");
@@ -152,8 +152,7 @@ fn the_command_writes_pictures_and_names_what_it_does_not_know() {
     let error = String::from_utf8(unknown.stderr).unwrap();
     assert!(error.contains("\"help\": the layers are encoded1.visible, "), "{error}");
 
-    // Classes without names of their own have the published ones of five classes.
-    let class = "survivor";
+    let class = "class 4";
     let json = succeeds(with(&["--class", class, "--layer", "aligned1.visible", "--json"]));
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!(json["classes"][0]["name"], class);
@@ -161,12 +160,12 @@ fn the_command_writes_pictures_and_names_what_it_does_not_know() {
     assert_eq!(json["classes"][0]["summed_over"], if count == 0 { "all" } else { "predicted" });
     assert_eq!(json["maps"].as_array().unwrap().len(), 4 * 5);
     for file in
-        ["gradcam/4_survivor.aligned1.visible.png", "gates/similarity2.png", "gates/spatial4.infrared.png"]
+        ["gradcam/4_class_4.aligned1.visible.png", "gates/similarity2.png", "gates/spatial4.infrared.png"]
     {
         let picture = read_rgb(&folder.path().join("out").join(file), Default::default()).unwrap();
         assert_eq!((picture.height, picture.width), (H, W), "{file}");
     }
-    for sheet in ["gradcam/4_survivor.png", "gates/mask.png", "gates/similarity.png", "gates/spatial.png"] {
+    for sheet in ["gradcam/4_class_4.png", "gates/mask.png", "gates/similarity.png", "gates/spatial.png"] {
         assert!(folder.path().join("out").join(sheet).exists(), "{sheet}");
     }
     assert!(!folder.path().join("out/gates/gate.png").exists(), "paper has no such gate");

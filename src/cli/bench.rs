@@ -330,7 +330,7 @@ fn table(title: &str, entries: &[Entry], ceilings: Option<&Ceilings>) {
 }
 
 /// The most memory that the process has held, in bytes; 0 where the system does not tell.
-fn resident_peak() -> u64 {
+pub fn resident_peak() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let kilobytes =
         status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().split(' ').next()?.parse().ok());

@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use clap::Args;
 
+use super::bench::resident_peak;
 use super::progress::Progress;
 use super::{Machine, Size, say};
 use crate::data::{ClassSet, Dataset, Split};
@@ -123,6 +124,10 @@ impl Train {
             say("on the val split:");
             super::eval::table(&result);
         }
+        match resident_peak() {
+            0 => {}
+            peak => say(format!("{} of memory were taken at most", amount(peak as usize))),
+        }
         Ok(())
     }
 
@@ -177,13 +182,18 @@ impl Train {
 
 /// What a training takes, in words.
 fn memory(Estimate { host, device }: Estimate) -> String {
-    let gb = |bytes: usize| match bytes as f64 / 1e9 {
-        gb if gb < 1.0 => format!("{:.0} MB", 1e3 * gb),
-        gb => format!("{gb:.1} GB"),
-    };
     match device {
-        Some(device) => format!("about {} of the device's memory, {} of the host's", gb(device), gb(host)),
-        None => format!("about {} of memory", gb(host)),
+        Some(device) => {
+            format!("about {} of the device's memory, {} of the host's", amount(device), amount(host))
+        }
+        None => format!("about {} of memory", amount(host)),
+    }
+}
+
+fn amount(bytes: usize) -> String {
+    match bytes as f64 / 1e9 {
+        gb if gb < 1.0 => format!("{:.0} MB", 1e3 * gb),
+        gb => format!("{gb:.2} GB"),
     }
 }
 
