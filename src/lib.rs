@@ -11,6 +11,7 @@ pub mod cuda;
 pub mod data;
 mod error;
 pub mod evaluate;
+pub mod explain;
 pub mod files;
 pub mod metrics;
 pub mod model;

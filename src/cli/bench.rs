@@ -23,6 +23,8 @@ pub enum Bench {
     Train(Options),
     /// Each kernel of an inference and of a training step, with its bytes, operations and time on a CUDA device
     Kernels(KernelOptions),
+    /// What each part of the network contributes: trains it without one after the other
+    Ablation(super::ablation::Ablation),
 }
 
 #[derive(Args)]
@@ -75,6 +77,7 @@ impl Bench {
         let options = match &self {
             Self::Model(o) | Self::Train(o) => o,
             Self::Kernels(k) => &k.options,
+            Self::Ablation(a) => return a.run(),
         };
         if !(1..=MOST_PAIRS).contains(&options.batch) || options.runs == 0 {
             let (batch, runs) = (options.batch, options.runs);
@@ -86,6 +89,7 @@ impl Bench {
             Self::Model(_) => options.model(),
             Self::Train(_) => options.train(),
             Self::Kernels(k) => k.run(),
+            Self::Ablation(a) => a.run(),
         }
     }
 }
@@ -330,7 +334,7 @@ fn table(title: &str, entries: &[Entry], ceilings: Option<&Ceilings>) {
 }
 
 /// The most memory that the process has held, in bytes; 0 where the system does not tell.
-fn resident_peak() -> u64 {
+pub fn resident_peak() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let kilobytes =
         status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().split(' ').next()?.parse().ok());

@@ -1,10 +1,12 @@
 //! The command line. Each command is one file; results go to standard output, everything else to standard error.
 
+mod ablation;
 mod bench;
 mod convert;
 mod demo;
 mod devices;
 mod eval;
+mod explain;
 mod info;
 mod progress;
 mod run;
@@ -42,6 +44,8 @@ enum Command {
     Eval(eval::Eval),
     /// Fuse and label pairs of pictures
     Run(run::Run),
+    /// Show what a network looks at: Grad-CAM and the maps of its gates
+    Explain(explain::Explain),
     /// Measure speed and memory
     #[command(subcommand)]
     Bench(bench::Bench),
@@ -224,6 +228,7 @@ pub fn main() -> ExitCode {
         Command::Train(c) => c.run(),
         Command::Eval(c) => c.run(),
         Command::Run(c) => c.run(),
+        Command::Explain(c) => c.run(),
         Command::Bench(c) => c.run(),
         Command::Verify(c) => c.run(),
         Command::Info(c) => c.run(),

@@ -9,12 +9,13 @@ use std::time::Instant;
 
 use clap::Args;
 
+use super::bench::resident_peak;
 use super::progress::Progress;
 use super::validation::Validation;
 use super::{Data, Machine, Size, say};
 use crate::data::{ClassSet, Dataset, Split};
 use crate::model::{Amdanet, Arch, Encoder};
-use crate::train::{Best, Config, Examples, Preset, Recipe, Run, Time, Trainer};
+use crate::train::{Best, Config, Estimate, Examples, Part, Preset, Recipe, Run, Time, Trainer, estimate};
 use crate::{Error, Result, checkpoint, config};
 
 #[derive(Args)]
@@ -69,6 +70,12 @@ pub struct Train {
     /// Number of passes through the training list
     #[arg(long, value_name = "N")]
     epochs: Option<f64>,
+    /// A part to leave out; fdam is local and global alignment together
+    #[arg(long, value_enum, value_name = "PART")]
+    without: Vec<Part>,
+    /// The weight of a term of the loss, as cr=0; 0 switches the term off
+    #[arg(long, value_name = "TERM=X", value_parser = loss_weight)]
+    loss_weight: Vec<(String, f32)>,
     /// Checkpoint to start from: a whole network, or an encoder, which goes into both streams
     #[arg(long, value_name = "WEIGHTS")]
     init: Option<PathBuf>,
@@ -108,10 +115,13 @@ impl Train {
         if let Some(path) = &self.init {
             checkpoint::load_into(&mut model, path)?;
         }
-        model.params.place(&device, self.machine.precision.dtype())?;
+        let compute = self.machine.precision.dtype();
+        model.params.place(&device, compute)?;
         let machine = self.machine.describe(&device);
         let mut validation = self.validation(&config, &classes, train.len())?;
         self.introduce(&config, &model, &train, validation.as_ref(), &machine)?;
+        let measured = validation.as_ref().map(Validation::dataset);
+        say(format!("memory    {}", memory(estimate(&config, &device, compute, &train, measured)?)));
         let mut trainer = Trainer::new(model, config.clone());
         let mut run = if self.resume {
             let run = Run::resume(&self.out, &config, &machine, self.keep, &mut trainer, warn)?;
@@ -152,6 +162,10 @@ impl Train {
                 100.0 * miou,
                 path.display()
             ));
+        }
+        match resident_peak() {
+            0 => {}
+            peak => say(format!("{} of memory were taken at most", amount(peak as usize))),
         }
         Ok(())
     }
@@ -240,6 +254,10 @@ impl Train {
         c.optimizer.lr = self.lr.unwrap_or(c.optimizer.lr);
         c.optimizer.warmup_steps = self.warmup.unwrap_or(c.optimizer.warmup_steps);
         c.run.seed = self.seed.unwrap_or(c.run.seed);
+        self.without.iter().for_each(|&part| c.leave_out(part));
+        for (term, weight) in &self.loss_weight {
+            c.loss.set(term, *weight)?;
+        }
         if self.steps == Some(0) {
             return Err(Error::Config("--steps 0: must be at least 1".into()));
         }
@@ -257,6 +275,29 @@ impl Train {
             _ => Ok(c),
         }
     }
+}
+
+/// What a training takes, in words.
+fn memory(Estimate { host, device }: Estimate) -> String {
+    match device {
+        Some(device) => {
+            format!("about {} of the device's memory, {} of the host's", amount(device), amount(host))
+        }
+        None => format!("about {} of memory", amount(host)),
+    }
+}
+
+fn amount(bytes: usize) -> String {
+    match bytes as f64 / 1e9 {
+        gb if gb < 1.0 => format!("{:.0} MB", 1e3 * gb),
+        gb => format!("{gb:.2} GB"),
+    }
+}
+
+/// A term and its weight, written `cr=0`.
+fn loss_weight(text: &str) -> Result<(String, f32), String> {
+    let parsed = text.split_once('=').and_then(|(term, weight)| Some((term.into(), weight.parse().ok()?)));
+    parsed.ok_or_else(|| "a weight is written TERM=X, as cr=0".into())
 }
 
 /// How a training ended.

@@ -41,6 +41,11 @@ impl Validation {
         format!("{} ({}) to measure {when}", self.dataset.len(), self.split())
     }
 
+    /// What is measured.
+    pub fn dataset(&self) -> &Dataset {
+        &self.dataset
+    }
+
     /// The split that is measured.
     pub fn split(&self) -> Split {
         self.dataset.split()

@@ -21,6 +21,14 @@ pub struct Pass<'a> {
     /// Whether [`Pass::recomputed`] keeps nothing but the input of what it computes.
     pub recompute: bool,
     watcher: Option<Watcher<'a>>,
+    observations: Option<Observations>,
+}
+
+/// Values that somebody looks at, by name and level.
+struct Observations {
+    /// The names whose values are leaves of the tape.
+    leaves: Vec<String>,
+    values: BTreeMap<String, Var>,
 }
 
 /// Looks at a layer's first parameter, which bears the layer's names, and at its output.
@@ -51,12 +59,33 @@ impl<'a> Pass<'a> {
         Self { tape: Tape::off(), training: None, ..Self::train(params, 0) }
     }
 
+    /// A pass like [`Pass::eval`] that keeps what [`Pass::observe`] sees, for [`Pass::observed`].
+    ///
+    /// The values named in `leaves` become leaves of the tape, and parameters are constants: what follows them is
+    /// recorded, for gradients with respect to them, and what comes before is not. A leaf that follows another one
+    /// takes the gradient from it.
+    pub fn observing(params: &'a Params, leaves: &[String]) -> Self {
+        let observations = Some(Observations { leaves: leaves.to_vec(), values: BTreeMap::new() });
+        Self { training: None, observations, ..Self::train(params, 0) }
+    }
+
     /// A pass that records, with batch statistics; `seed` decides what drop path and dropout drop.
     pub fn train(params: &'a Params, seed: u64) -> Self {
         let (leaves, rounded) = (vec![None; params.len()], vec![None; params.len()]);
         let (tape, training) = (Tape::new(), Some(seed));
-        let (statistics, recompute, watcher) = (Vec::new(), false, None);
-        Self { params, tape, leaves, rounded, training, draws: 0, statistics, recompute, watcher }
+        let (statistics, recompute, watcher, observations) = (Vec::new(), false, None, None);
+        Self {
+            params,
+            tape,
+            leaves,
+            rounded,
+            training,
+            draws: 0,
+            statistics,
+            recompute,
+            watcher,
+            observations,
+        }
     }
 
     /// Has `watcher` look at the output `(S, …)` of each layer in the order of the computation, with the parameter that
@@ -112,6 +141,24 @@ impl<'a> Pass<'a> {
         }))
     }
 
+    /// Keeps `value` under `name` and the number of `level`, which is counted from 0, if somebody looks; the value that
+    /// the pass goes on with.
+    pub fn observe(&mut self, name: &str, level: usize, value: Var) -> Var {
+        let Some(observations) = &mut self.observations else { return value };
+        let name = format!("{name}{}", level + 1);
+        let value = match observations.leaves.contains(&name) {
+            true => self.tape.leaf(value.into_value()),
+            false => value,
+        };
+        observations.values.insert(name, value.clone());
+        value
+    }
+
+    /// What was observed under a name with its level, `fused1` for the finest; `None` when there was no such value.
+    pub fn observed(&self, name: &str) -> Option<&Var> {
+        self.observations.as_ref()?.values.get(name)
+    }
+
     /// The device that computes.
     pub fn device(&self) -> &Device {
         self.params.device()
@@ -138,8 +185,10 @@ impl<'a> Pass<'a> {
 
     /// The parameter as a float32 variable; the same one each time.
     pub fn param(&mut self, id: ParamId) -> Var {
-        let (tape, params) = (&mut self.tape, self.params);
-        self.leaves[id.0].get_or_insert_with(|| tape.leaf(params.get(id).value.clone())).clone()
+        let (tape, value) = (&mut self.tape, &self.params.get(id).value);
+        let constant = self.observations.is_some();
+        let leaf = || if constant { Var::constant(value.clone()) } else { tape.leaf(value.clone()) };
+        self.leaves[id.0].get_or_insert_with(leaf).clone()
     }
 
     /// A seed and a stream number that no other draw of this pass has; `None` in evaluation.

@@ -16,7 +16,7 @@ use crate::random::Philox;
 use crate::{Error, Result};
 
 /// Decoded samples are kept while all of them together take no more than this.
-const CACHE_BYTES: usize = 1 << 29;
+pub(super) const CACHE_BYTES: usize = 1 << 29;
 
 /// Threads that decode and augment, at most: they feed a device with hundreds of pairs a second.
 const MOST_READERS: usize = 16;

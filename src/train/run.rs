@@ -259,6 +259,7 @@ impl Run {
             let [weights, optimizer] = paths(&self.root, trainer.steps());
             let (state, meta) = trainer.state()?;
             checkpoint::write(&optimizer, &state, &meta)?;
+            drop(state);
             if let Some(averaged) = trainer.averaged()? {
                 let path = averaged_path(&self.root, trainer.steps());
                 checkpoint::save(&path, &averaged, classes)?;

@@ -250,14 +250,18 @@ impl Trainer {
         losses(&mut pass.tape, &output, &targets, self.model.config().arch, &self.config.loss)
     }
 
-    /// One of two choices, and element masks that keep a value with probability `mask_keep`.
+    /// One of two choices, and element masks that keep a value with probability `mask_keep`; no masks where no term of
+    /// the loss looks at masked features.
     fn draw_masks(&self, batch: &Batch, number: usize) -> Result<Masking> {
         let run = &self.config.run;
         let mut stream = Philox::new(run.seed.wrapping_add(domain::MASK), number as u64);
         let choice = stream.range(2);
         let seed = stream.u64();
         let shape = batch.visible.shape();
-        let keep = if self.config.loss.needs_masking() { run.mask_keep as f32 } else { 1.0 };
+        if !self.config.loss.needs_masking() {
+            return Ok(Masking { choice, masks: Vec::new() });
+        }
+        let keep = run.mask_keep as f32;
         let masks = self
             .model
             .mask_shapes(shape[1], shape[2], shape[3], choice)

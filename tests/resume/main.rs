@@ -67,6 +67,7 @@ fn result(run: &Path) -> (Vec<Value>, Vec<u8>, Vec<u8>) {
     for line in lines.iter_mut().filter_map(Value::as_object_mut) {
         line.remove("seconds");
         line.remove("pairs_per_second");
+        line.remove("wait_seconds");
     }
     let weights = |name: &str| fs::read(run.join(format!("checkpoints/{name}.safetensors"))).unwrap();
     (lines, weights("last"), weights("best"))
