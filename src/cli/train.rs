@@ -12,7 +12,7 @@ use clap::Args;
 use super::progress::Progress;
 use super::{Machine, Size, say};
 use crate::data::{ClassSet, Dataset, Split};
-use crate::evaluate::evaluate;
+use crate::evaluate::{Options, evaluate};
 use crate::model::{Amdanet, Arch, Encoder};
 use crate::train::{Config, Examples, Preset, Recipe, Run, Trainer};
 use crate::{Error, Result, checkpoint, config};
@@ -111,7 +111,7 @@ impl Train {
         say(format!("weights in {}", run.last().display()));
         if let Ok(val) = Dataset::open(&self.data, Split::Val) {
             let val = val.with_classes(classes.clone());
-            let result = evaluate(&model, &val, &classes, None, |_, _| ())?;
+            let result = evaluate(&model, &val, &classes, &Options::default(), |_, _| ())?;
             say("on the val split:");
             super::eval::table(&result);
         }
