@@ -14,7 +14,6 @@ use crate::{Error, Result};
 pub struct Gallery {
     palette: Vec<[u8; 3]>,
     keep: usize,
-    added: usize,
     /// From the best to the worst: at most twice `keep`, and nobody between the two ends.
     shown: Vec<Shown>,
 }
@@ -25,7 +24,6 @@ pub struct Shown {
     pub name: String,
     /// The mIoU over the classes of this pair.
     pub miou: f64,
-    order: usize,
     /// Visible, infrared, fused, label, prediction, errors; each at most [`LONGEST`] on its longer side.
     pub tiles: [Tile; 6],
 }
@@ -44,7 +42,7 @@ const NOT_COUNTED: [u8; 3] = [96, 104, 150];
 impl Gallery {
     /// An empty gallery that will hold the best and the worst `keep` pairs, labels in the colours of `palette`.
     pub fn new(keep: usize, palette: &[[u8; 3]]) -> Self {
-        Self { palette: palette.to_vec(), keep, added: 0, shown: Vec::new() }
+        Self { palette: palette.to_vec(), keep, shown: Vec::new() }
     }
 
     /// Shows the pair if it is among the best or the worst so far; one without a counted pixel is neither.
@@ -52,8 +50,6 @@ impl Gallery {
     /// # Errors
     /// When labels and prediction do not fit together.
     pub fn add(&mut self, sample: &Sample, predicted: &Prediction) -> Result<()> {
-        let order = self.added;
-        self.added += 1;
         let mut confusion = Confusion::new(self.palette.len());
         confusion.add(&sample.labels.ids, &predicted.labels)?;
         let Some(miou) = confusion.miou() else { return Ok(()) };
@@ -64,7 +60,7 @@ impl Gallery {
             return Ok(());
         }
         let tiles = tiles(sample, predicted, &self.palette);
-        self.shown.insert(place, Shown { name: sample.name.clone(), miou, order, tiles });
+        self.shown.insert(place, Shown { name: sample.name.clone(), miou, tiles });
         if full {
             self.shown.remove(self.keep);
         }
@@ -83,13 +79,6 @@ impl Gallery {
 
     fn best_count(&self) -> usize {
         self.keep.min(self.shown.len().div_ceil(2))
-    }
-}
-
-impl Shown {
-    /// The place of the pair in the data set, from 0.
-    pub fn order(&self) -> usize {
-        self.order
     }
 }
 

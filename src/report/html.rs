@@ -93,6 +93,16 @@ fn summary(evaluation: &Evaluation) -> Markup {
                     span.note { (what) }
                 }
             }
+            li {
+                span.what { "Pairs" }
+                strong { (evaluation.pairs) }
+                span.note {
+                    @for (i, (name, part)) in evaluation.splits.iter().enumerate() {
+                        @if i > 0 { ", " }
+                        (part.pairs) " by " (name)
+                    }
+                }
+            }
         }
     }
 }
@@ -117,8 +127,9 @@ fn class_table(evaluation: &Evaluation, classes: &ClassSet) -> Markup {
                 }
                 tbody {
                     @for (c, class) in evaluation.scores.classes.iter().enumerate() {
+                        @let color = classes.palette.get(c).copied().unwrap_or_default();
                         tr {
-                            th scope="row" { (swatch(classes, c)) (class.name) }
+                            th scope="row" { (class_name(&class.name, color)) }
                             td.bars { (bar(class.iou)) }
                             td { (percent(class.accuracy)) }
                             td { (percent(class.ap)) }
@@ -150,9 +161,14 @@ fn bar(value: Option<f64>) -> Markup {
     }
 }
 
-fn swatch(classes: &ClassSet, c: usize) -> Markup {
-    let [r, g, b] = classes.palette.get(c).copied().unwrap_or_default();
-    html! { span.swatch aria-hidden="true" style=(format!("background:rgb({r},{g},{b})")) {} }
+/// The name of a class beside its colour.
+fn class_name(name: &str, [r, g, b]: [u8; 3]) -> Markup {
+    html! {
+        span.class {
+            span.swatch aria-hidden="true" style=(format!("background:rgb({r},{g},{b})")) {}
+            span { (name) }
+        }
+    }
 }
 
 /// Name, definition and value of each score of a fused picture.
@@ -263,8 +279,8 @@ fn pairs(list: &[Encoded], classes: &ClassSet) -> Markup {
             }
         }
         ul.legend {
-            @for (c, name) in classes.names.iter().enumerate() { li { (swatch(classes, c)) (name) } }
-            li { span.swatch style="background:#fff" {} "ignored" }
+            @for (name, &color) in classes.names.iter().zip(&classes.palette) { li { (class_name(name, color)) } }
+            li { (class_name("ignored", [255; 3])) }
         }
         p.note { "mIoU over the classes of the pair alone. Errors: orange is wrong, blue does not count." }
     }

@@ -8,39 +8,45 @@ use crate::metrics::Confusion;
 const CELL: usize = 34;
 /// Letters of a class name that are shown; the whole name is its title.
 const LETTERS: usize = 16;
-/// Room for so many letters.
-const MARGIN: usize = 124;
+/// Width of a letter, generously.
+const LETTER: usize = 7;
 /// With more classes than this, cells hold no numbers.
 const NUMBERED: usize = 24;
+
+/// Shares above which a dark and a light scheme write in the colour for dark and light grounds.
+const MIDDLE: f64 = 0.57;
+const HIGH: f64 = 0.8;
 
 /// Rows are labels, columns predictions; a cell's shade and number are its share of the row's pixels, in percent.
 pub fn matrix(names: &[String], confusion: &Confusion) -> Markup {
     let n = confusion.classes();
     let cell = if n > NUMBERED { CELL / 2 } else { CELL };
-    let side = MARGIN + n * cell;
-    // Room at the right for the last slanted name.
-    let (width, height) = (side + MARGIN / 2, side + 8);
     let name = |c: usize| names.get(c).cloned().unwrap_or_else(|| c.to_string());
+    let letters = (0..n).map(|c| short(&name(c)).chars().count()).max().unwrap_or(0);
+    // Names lie at the left, and slanted above, where the last one needs room at the right too.
+    let (left, top) = (letters * LETTER + 12, letters * LETTER * 4 / 5 + 20);
+    let side = n * cell;
+    let (width, height) = (left + side + letters * LETTER * 2 / 3, top + side + 2);
     html! {
         svg.matrix viewBox=(format!("0 0 {width} {height}")) width=(width) height=(height) role="img"
             aria-label="Confusion matrix: rows are labels, columns are predictions" {
             @for c in 0..n {
-                @let middle = MARGIN + c * cell + cell / 2;
+                @let middle = c * cell + cell / 2;
                 g.name {
                     title { (name(c)) }
-                    text x=(MARGIN - 8) y=(middle + 4) text-anchor="end" { (short(&name(c))) }
+                    text x=(left - 8) y=(top + middle + 4) text-anchor="end" { (short(&name(c))) }
                 }
                 g.name {
                     title { (name(c)) }
-                    text transform=(format!("translate({} {}) rotate(-50)", middle, MARGIN - 8)) { (short(&name(c))) }
+                    text transform=(format!("translate({} {}) rotate(-50)", left + middle + 4, top - 8)) { (short(&name(c))) }
                 }
             }
-            rect.ground x=(MARGIN) y=(MARGIN) width=(n * cell) height=(n * cell) {}
+            rect.ground x=(left) y=(top) width=(side) height=(side) {}
             @for (label, predicted) in (0..n).flat_map(|l| (0..n).map(move |p| (l, p))) {
                 @let count = confusion.count(label, predicted);
                 @if count > 0 {
                     @let share = count as f64 / confusion.labelled(label) as f64;
-                    @let (x, y) = (MARGIN + predicted * cell, MARGIN + label * cell);
+                    @let (x, y) = (left + predicted * cell, top + label * cell);
                     g {
                         title {
                             (name(label)) " taken for " (name(predicted)) ": " (count) " pixels, "
@@ -49,14 +55,14 @@ pub fn matrix(names: &[String], confusion: &Confusion) -> Markup {
                         rect.cell x=(x + 1) y=(y + 1) width=(cell - 2) height=(cell - 2)
                             fill-opacity=(format!("{share:.3}")) {}
                         @if n <= NUMBERED {
-                            text.strong[share > 0.5] x=(x + cell / 2) y=(y + cell / 2 + 4) text-anchor="middle" {
+                            text.middle[share > MIDDLE].high[share > HIGH] x=(x + cell / 2) y=(y + cell / 2 + 4) text-anchor="middle" {
                                 (percent(share))
                             }
                         }
                     }
                 }
             }
-            rect.frame x=(MARGIN) y=(MARGIN) width=(n * cell) height=(n * cell) {}
+            rect.frame x=(left) y=(top) width=(side) height=(side) {}
         }
     }
 }
