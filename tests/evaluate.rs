@@ -12,8 +12,9 @@ use amdanet::evaluate::{Modality, Modes, Options, Prediction, Window, evaluate, 
 use amdanet::metrics::{FusionMean, fusion_metrics, luminance};
 use amdanet::model::{Amdanet, Arch};
 use amdanet::report::Gallery;
-use amdanet::{Tape, Tensor, Var, ops};
+use amdanet::{DType, Device, Tape, Tensor, Var, ops};
 use common::{amdanet, nano, succeeds};
+use emulator::Emulator;
 use serde_json::Value;
 
 const HEIGHT: usize = 64;
@@ -115,6 +116,28 @@ fn scales_are_averaged_at_the_pictures_size() {
     let both = scaled(&[0.75, 1.0]);
     assert_eq!(both.logits.f32(), mean);
     assert!(alone.fused == plain.fused && both.fused == plain.fused);
+}
+
+#[test]
+fn a_device_says_the_same() {
+    let [visible, infrared] = pair();
+    let [visible, infrared] = [columns(&visible, 0, 64), columns(&infrared, 0, 64)];
+    let modes = Modes { flip: true, ..windows(64, 40, 24) };
+    for (compute, tolerance) in [(DType::F32, 1e-5), (DType::F16, 1e-2)] {
+        let (cpu, mut device) = (network(), network());
+        device.params.place(&Device::Cuda(Emulator::new(Default::default())), compute).unwrap();
+        for modes in [&Modes::default(), &modes] {
+            let cpu = predict_with(&cpu, &visible, &infrared, modes).unwrap();
+            let device = predict_with(&device, &visible, &infrared, modes).unwrap();
+            let logits = device.logits.cast(DType::F32).unwrap().to(&Device::Cpu).unwrap();
+            for (cpu, device) in [(&cpu.logits, &logits), (&cpu.image, &device.image)] {
+                let norm = |x: f32, y: f32| f64::from(x - y).powi(2);
+                let error: f64 = cpu.f32().iter().zip(device.f32()).map(|(&x, &y)| norm(x, y)).sum();
+                let size: f64 = cpu.f32().iter().map(|&x| norm(x, 0.0)).sum();
+                assert!((error / size).sqrt() < tolerance, "{compute}: {}", (error / size).sqrt());
+            }
+        }
+    }
 }
 
 #[test]

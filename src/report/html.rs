@@ -41,15 +41,17 @@ pub fn page(
                     section #classes { h2 { "Classes" } (class_table(evaluation, classes)) }
                     section #confusion {
                         h2 { "Confusion matrix" }
-                        p { "Rows are labels, columns predictions. The number and the shade are the share of the "
-                            "row’s pixels, in percent; a dot is less than half a percent. Pixels labelled as ignored "
-                            "do not count." }
+                        p {
+                            "Rows are labels, columns predictions. The number and the shade are the share of "
+                            "the row’s pixels, in percent; a dot is less than half a percent. Pixels labelled as "
+                            "ignored do not count."
+                        }
                         div.wide tabindex="0" role="group" aria-label="Confusion matrix" {
                             (matrix(&classes.names, &evaluation.confusion))
                         }
                     }
                     section #fusion { h2 { "Fused pictures" } (fusion(evaluation)) }
-                    section #splits { h2 { "Day and night" } (splits(evaluation)) }
+                    section #splits { h2 { "Day and night" } (splits(evaluation, classes)) }
                     section #best { h2 { "Best pairs" } (pairs(&best, classes)) }
                     @if !worst.is_empty() {
                         section #worst { h2 { "Worst pairs" } (pairs(&worst, classes)) }
@@ -127,9 +129,8 @@ fn class_table(evaluation: &Evaluation, classes: &ClassSet) -> Markup {
                 }
                 tbody {
                     @for (c, class) in evaluation.scores.classes.iter().enumerate() {
-                        @let color = classes.palette.get(c).copied().unwrap_or_default();
                         tr {
-                            th scope="row" { (class_name(&class.name, color)) }
+                            th scope="row" { (class_name(&class.name, color(classes, c))) }
                             td.bars { (bar(class.iou)) }
                             td { (percent(class.accuracy)) }
                             td { (percent(class.ap)) }
@@ -149,7 +150,9 @@ fn class_table(evaluation: &Evaluation, classes: &ClassSet) -> Markup {
                 }
             }
         }
-        p.note { "A dash: the class occurs neither in labels nor in predictions (IoU), or in no label (accuracy, AP)." }
+        p.note {
+            "A dash: the class occurs neither in labels nor in predictions (IoU), or in no label (accuracy, AP)."
+        }
     }
 }
 
@@ -159,6 +162,10 @@ fn bar(value: Option<f64>) -> Markup {
         span.bar aria-hidden="true" { span style=(width) {} }
         span.value { (percent(value)) }
     }
+}
+
+fn color(classes: &ClassSet, c: usize) -> [u8; 3] {
+    classes.palette.get(c).copied().unwrap_or_default()
 }
 
 /// The name of a class beside its colour.
@@ -204,15 +211,19 @@ fn fusion(evaluation: &Evaluation) -> Markup {
                 }
             }
         }
-        p.note { "On the luminance of the 8-bit pictures, averaged over pairs. Stretched: each fused picture from its "
-            "minimum to its maximum first, as the published scripts save them. Wherever else scores of fused pictures "
-            "appear, they are " strong { (used) } "." }
+        p.note {
+            "On the luminance of the 8-bit pictures, averaged over pairs. Stretched: each fused picture from its "
+            "minimum to its maximum first, as the published scripts save them. Wherever else scores of fused "
+            "pictures appear, they are " strong { (used) } "."
+        }
     }
 }
 
-fn splits(evaluation: &Evaluation) -> Markup {
+fn splits(evaluation: &Evaluation, classes: &ClassSet) -> Markup {
     if evaluation.splits.is_empty() {
-        return html! { p { "The names of these pairs do not tell day from night: a digit and D or N at their end would." } };
+        let why =
+            "The names of these pairs do not tell day from night: a digit and D or N at their end would.";
+        return html! { p { (why) } };
     }
     let all = Part { pairs: evaluation.pairs, scores: evaluation.scores.clone() };
     let columns: Vec<(&str, &Part)> = std::iter::once(("all", &all))
@@ -232,17 +243,27 @@ fn splits(evaluation: &Evaluation) -> Markup {
                 tbody {
                     tr { th scope="row" { "pairs" } @for (_, part) in &columns { td { (part.pairs) } } }
                     @for (name, value) in scores {
-                        tr { th scope="row" { (name) } @for (_, part) in &columns { td { (percent(value(&part.scores))) } } }
+                        tr {
+                            th scope="row" { (name) }
+                            @for (_, part) in &columns { td { (percent(value(&part.scores))) } }
+                        }
                     }
                     @for (name, _, value) in FUSION {
-                        tr { th scope="row" { (name) }
-                            @for (_, part) in &columns { td { (number(part.scores.fusion.as_ref().map(value))) } } }
+                        tr {
+                            th scope="row" { (name) }
+                            @for (_, part) in &columns { td { (number(part.scores.fusion.as_ref().map(value))) } }
+                        }
                     }
                 }
                 tbody {
+                    tr { th.note colspan=(1 + columns.len()) { "IoU % of each class" } }
                     @for (c, class) in evaluation.scores.classes.iter().enumerate() {
-                        tr { th scope="row" { "IoU % of " (class.name) }
-                            @for (_, part) in &columns { td { (percent(part.scores.classes.get(c).and_then(|c| c.iou))) } } }
+                        tr {
+                            th scope="row" { (class_name(&class.name, color(classes, c))) }
+                            @for (_, part) in &columns {
+                                td { (percent(part.scores.classes.get(c).and_then(|class| class.iou))) }
+                            }
+                        }
                     }
                 }
             }
@@ -271,7 +292,8 @@ fn pairs(list: &[Encoded], classes: &ClassSet) -> Markup {
                 div.pictures {
                     @for (i, ((name, uri), tile)) in pictures.iter().zip(&pair.tiles).enumerate() {
                         figure {
-                            img.exact[i >= EXACT_FROM] src=(uri) width=(tile.width) height=(tile.height) alt=(format!("{}: {name}", pair.name));
+                            @let alt = format!("{}: {name}", pair.name);
+                            img.exact[i >= EXACT_FROM] src=(uri) width=(tile.width) height=(tile.height) alt=(alt);
                             figcaption { (name) }
                         }
                     }
@@ -279,7 +301,9 @@ fn pairs(list: &[Encoded], classes: &ClassSet) -> Markup {
             }
         }
         ul.legend {
-            @for (name, &color) in classes.names.iter().zip(&classes.palette) { li { (class_name(name, color)) } }
+            @for (name, &color) in classes.names.iter().zip(&classes.palette) {
+                li { (class_name(name, color)) }
+            }
             li { (class_name("ignored", [255; 3])) }
         }
         p.note { "mIoU over the classes of the pair alone. Errors: orange is wrong, blue does not count." }

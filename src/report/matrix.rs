@@ -9,7 +9,7 @@ const CELL: usize = 34;
 /// Letters of a class name that are shown; the whole name is its title.
 const LETTERS: usize = 16;
 /// Width of a letter, generously.
-const LETTER: usize = 7;
+const LETTER: usize = 8;
 /// With more classes than this, cells hold no numbers.
 const NUMBERED: usize = 24;
 
@@ -38,10 +38,14 @@ pub fn matrix(names: &[String], confusion: &Confusion) -> Markup {
                 }
                 g.name {
                     title { (name(c)) }
-                    text transform=(format!("translate({} {}) rotate(-50)", left + middle + 4, top - 8)) { (short(&name(c))) }
+                    @let place = format!("translate({} {}) rotate(-50)", left + middle + 4, top - 8);
+                    text transform=(place) { (short(&name(c))) }
                 }
             }
             rect.ground x=(left) y=(top) width=(side) height=(side) {}
+            @for at in (0..n).map(|c| c * cell) {
+                rect.diagonal x=(left + at + 1) y=(top + at + 1) width=(cell - 2) height=(cell - 2) {}
+            }
             @for (label, predicted) in (0..n).flat_map(|l| (0..n).map(move |p| (l, p))) {
                 @let count = confusion.count(label, predicted);
                 @if count > 0 {
@@ -55,7 +59,8 @@ pub fn matrix(names: &[String], confusion: &Confusion) -> Markup {
                         rect.cell x=(x + 1) y=(y + 1) width=(cell - 2) height=(cell - 2)
                             fill-opacity=(format!("{share:.3}")) {}
                         @if n <= NUMBERED {
-                            text.middle[share > MIDDLE].high[share > HIGH] x=(x + cell / 2) y=(y + cell / 2 + 4) text-anchor="middle" {
+                            @let (x, y) = (x + cell / 2, y + cell / 2 + 4);
+                            text.middle[share > MIDDLE].high[share > HIGH] x=(x) y=(y) text-anchor="middle" {
                                 (percent(share))
                             }
                         }
