@@ -57,7 +57,7 @@ fn a_window_of_the_pictures_size_is_the_whole_picture() {
     let whole = predict(&model, &visible, &infrared).unwrap();
     for modes in [windows(HEIGHT, WIDTH, 32), windows(200, 100, 10)] {
         let window = predict_with(&model, &visible, &infrared, &modes).unwrap();
-        assert_eq!(window.logits.f32(), whole.logits.f32());
+        assert_eq!(window.logits.value().f32(), whole.logits.value().f32());
         assert_eq!(window.image.f32(), whole.image.f32());
         assert_eq!((window.labels, window.fused), (whole.labels.clone(), whole.fused.clone()));
     }
@@ -70,7 +70,7 @@ fn windows_are_averaged_where_they_overlap() {
     let all = predict_with(&model, &visible, &infrared, &windows(80, 64, 40)).unwrap();
     let parts = [0, 32]
         .map(|x| predict(&model, &columns(&visible, x, x + 64), &columns(&infrared, x, x + 64)).unwrap());
-    for of in [|p: &Prediction| p.logits.clone(), |p: &Prediction| p.image.clone()] {
+    for of in [|p: &Prediction| p.logits.value().clone(), |p: &Prediction| p.image.clone()] {
         let (all, [left, right]) = (of(&all), parts.each_ref().map(of));
         assert_eq!(columns(&all, 0, 32).f32(), columns(&left, 0, 32).f32());
         assert_eq!(columns(&all, 64, 96).f32(), columns(&right, 32, 64).f32());
@@ -86,14 +86,15 @@ fn with_mirroring_a_mirrored_pair_gives_the_mirrored_scores() {
     let modes = Modes { flip: true, ..Modes::default() };
     let one = predict_with(&model, &visible, &infrared, &modes).unwrap();
     let other = predict_with(&model, &mirrored(&visible), &mirrored(&infrared), &modes).unwrap();
-    assert_eq!(other.logits.f32(), mirrored(&one.logits).f32());
+    assert_eq!(other.logits.value().f32(), mirrored(one.logits.value()).f32());
     // It is the mean of the two passes, and the fused picture that of the first.
     let plain = predict(&model, &visible, &infrared).unwrap();
     let turned = predict(&model, &mirrored(&visible), &mirrored(&infrared)).unwrap();
-    let turned = mirrored(&turned.logits);
-    assert_ne!(turned.f32(), plain.logits.f32());
-    let mean: Vec<f32> = plain.logits.f32().iter().zip(turned.f32()).map(|(a, b)| (a + b) / 2.0).collect();
-    assert_eq!(one.logits.f32(), mean);
+    let turned = mirrored(turned.logits.value());
+    assert_ne!(turned.f32(), plain.logits.value().f32());
+    let mean: Vec<f32> =
+        plain.logits.value().f32().iter().zip(turned.f32()).map(|(a, b)| (a + b) / 2.0).collect();
+    assert_eq!(one.logits.value().f32(), mean);
     assert_eq!(one.fused, plain.fused);
 }
 
@@ -105,16 +106,17 @@ fn scales_are_averaged_at_the_pictures_size() {
     };
     let plain = predict(&model, &visible, &infrared).unwrap();
     let small = predict(&model, &resized(&visible, 48, 72), &resized(&infrared, 48, 72)).unwrap();
-    let small = resized(&small.logits, HEIGHT, WIDTH);
+    let small = resized(small.logits.value(), HEIGHT, WIDTH);
     let scaled = |scales: &[f64]| {
         let modes = Modes { scales: scales.to_vec(), ..Modes::default() };
         predict_with(&model, &visible, &infrared, &modes).unwrap()
     };
     let alone = scaled(&[0.75]);
-    assert_eq!(alone.logits.f32(), small.f32());
-    let mean: Vec<f32> = small.f32().iter().zip(plain.logits.f32()).map(|(a, b)| (a + b) / 2.0).collect();
+    assert_eq!(alone.logits.value().f32(), small.f32());
+    let mean: Vec<f32> =
+        small.f32().iter().zip(plain.logits.value().f32()).map(|(a, b)| (a + b) / 2.0).collect();
     let both = scaled(&[0.75, 1.0]);
-    assert_eq!(both.logits.f32(), mean);
+    assert_eq!(both.logits.value().f32(), mean);
     assert!(alone.fused == plain.fused && both.fused == plain.fused);
 }
 
@@ -129,8 +131,8 @@ fn a_device_says_the_same() {
         for modes in [&Modes::default(), &modes] {
             let cpu = predict_with(&cpu, &visible, &infrared, modes).unwrap();
             let device = predict_with(&device, &visible, &infrared, modes).unwrap();
-            let logits = device.logits.cast(DType::F32).unwrap().to(&Device::Cpu).unwrap();
-            for (cpu, device) in [(&cpu.logits, &logits), (&cpu.image, &device.image)] {
+            let logits = device.logits.value().cast(DType::F32).unwrap().to(&Device::Cpu).unwrap();
+            for (cpu, device) in [(cpu.logits.value(), &logits), (&cpu.image, &device.image)] {
                 let norm = |x: f32, y: f32| f64::from(x - y).powi(2);
                 let error: f64 = cpu.f32().iter().zip(device.f32()).map(|(&x, &y)| norm(x, y)).sum();
                 let size: f64 = cpu.f32().iter().map(|&x| norm(x, 0.0)).sum();
@@ -181,7 +183,7 @@ fn scores_by_hand() {
         labels.extend(sample.labels.ids.clone());
         predicted.extend(p.labels.clone());
         // Bins of probabilities of class 1, of 1024.
-        for logits in p.logits.f32().chunks_exact(CLASSES) {
+        for logits in p.logits.value().f32().chunks_exact(CLASSES) {
             let sum: f64 = logits.iter().map(|&v| f64::from(v).exp()).sum();
             sure.push((f64::from(logits[1]).exp() / sum * 1024.0).min(1023.0) as usize);
         }
@@ -393,7 +395,7 @@ fn a_gallery_keeps_both_ends() {
         labels: (0..10).map(|i| u8::from(i >= right)).collect(),
         fused: vec![0; 30],
         image: empty.clone(),
-        logits: empty.clone(),
+        logits: Var::constant(empty.clone()),
     };
     let mut gallery = Gallery::new(2, &[[0; 3], [255; 3]]);
     let names = |gallery: &Gallery| {

@@ -33,7 +33,7 @@ pub struct Prediction {
     /// The fused picture as it came, `(1, 1, H, W, 3)` float32 on the CPU.
     pub image: Tensor,
     /// The scores, `(1, 1, H, W, classes)`.
-    pub logits: Tensor,
+    pub logits: Var,
 }
 
 /// Fuses and labels one pair; pictures `(1, 1, H, W, 3)` in [0, 1].
@@ -56,7 +56,8 @@ pub fn predict_with(
 ) -> Result<Prediction> {
     cpu::on_pool(|| {
         let (logits, image) = modes::scores(model, visible, infrared, modes)?;
-        let labels = ops::argmax(&mut Tape::off(), &Var::constant(logits.clone()))?;
+        let logits = Var::constant(logits);
+        let labels = ops::argmax(&mut Tape::off(), &logits)?;
         let labels = labels.to(&crate::Device::Cpu)?.as_slice::<u8>().to_vec();
         Ok(Prediction { labels, fused: to_bytes(image.f32()), image, logits })
     })
@@ -140,7 +141,7 @@ pub fn evaluate(
             None => {}
         }
         let predicted = predict_with(model, &input.visible, &input.infrared, &options.modes)?;
-        let probabilities = ops::probabilities(&mut Tape::off(), &Var::constant(predicted.logits.clone()))?;
+        let probabilities = ops::probabilities(&mut Tape::off(), &predicted.logits)?;
         let probabilities = probabilities.to(&crate::Device::Cpu)?;
         let fusion = fusion_scores(&sample, &predicted)?;
         let part = time_of_day(&sample.name).map(|time| parts.entry(time).or_insert_with(|| Counts::new(n)));

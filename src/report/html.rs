@@ -20,8 +20,8 @@ pub fn page(
     gallery: &Gallery,
     facts: &[(&str, String)],
 ) -> Result<String> {
-    let best = gallery.best().iter().map(|pair| shown(pair)).collect::<Result<Vec<_>>>()?;
-    let worst = gallery.worst().map(shown).collect::<Result<Vec<_>>>()?;
+    let best = gallery.best().iter().map(encoded).collect::<Result<Vec<_>>>()?;
+    let worst = gallery.worst().map(encoded).collect::<Result<Vec<_>>>()?;
     let page = html! {
         (DOCTYPE)
         html lang="en" {
@@ -178,8 +178,11 @@ fn class_name(name: &str, [r, g, b]: [u8; 3]) -> Markup {
     }
 }
 
+/// How a score is taken out of all of them.
+type Get<From, To> = fn(&From) -> To;
+
 /// Name, definition and value of each score of a fused picture.
-const FUSION: [(&str, &str, fn(&FusionMetrics) -> f64); 4] = [
+const FUSION: [(&str, &str, Get<FusionMetrics, f64>); 4] = [
     ("EN", "entropy in bits", |f| f.en),
     ("SD", "standard deviation", |f| f.sd),
     ("SF", "spatial frequency", |f| f.sf),
@@ -229,7 +232,7 @@ fn splits(evaluation: &Evaluation, classes: &ClassSet) -> Markup {
     let columns: Vec<(&str, &Part)> = std::iter::once(("all", &all))
         .chain(evaluation.splits.iter().map(|(name, part)| (*name, part)))
         .collect();
-    let scores: [(&str, fn(&Scores) -> Option<f64>); 5] = [
+    let scores: [(&str, Get<Scores, Option<f64>>); 5] = [
         ("mIoU %", |s| s.miou),
         ("mAcc %", |s| s.macc),
         ("mAP %", |s| s.map),
@@ -277,7 +280,7 @@ struct Encoded<'a> {
     pictures: Vec<(&'static str, String)>,
 }
 
-fn shown(pair: &Shown) -> Result<Encoded<'_>> {
+fn encoded(pair: &Shown) -> Result<Encoded<'_>> {
     let encode = |(i, (tile, name))| Ok((name, data_uri(tile, i >= EXACT_FROM)?));
     let pictures = pair.tiles.iter().zip(TILES).enumerate().map(encode).collect::<Result<_>>()?;
     Ok(Encoded { pair, pictures })
