@@ -24,7 +24,7 @@ pub struct Shown {
     pub name: String,
     /// The mIoU over the classes of this pair.
     pub miou: f64,
-    /// Visible, infrared, fused, label, prediction, errors; each at most [`LONGEST`] on its longer side.
+    /// Visible, infrared, fused, label, prediction, errors; each at most 480 pixels on its longer side.
     pub tiles: [Tile; 6],
 }
 

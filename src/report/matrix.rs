@@ -74,7 +74,8 @@ pub fn matrix(names: &[String], confusion: &Confusion) -> Markup {
 
 /// Whole percents; what is there but rounds to nothing shows as a dot.
 fn percent(share: f64) -> String {
-    if share < 0.005 { "·".into() } else { format!("{:.0}", 100.0 * share) }
+    let whole = (100.0 * share).round();
+    if whole < 1.0 { "·".into() } else { whole.to_string() }
 }
 
 fn short(name: &str) -> String {
