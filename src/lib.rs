@@ -18,6 +18,7 @@ pub mod model;
 pub mod nn;
 pub mod ops;
 pub mod random;
+pub mod report;
 pub mod tape;
 pub mod tensor;
 pub mod train;

@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use super::progress::Progress;
 use super::{Data, Machine, Size, say, say_json};
 use crate::data::{ClassSet, Dataset, Split};
-use crate::evaluate::{Evaluation, evaluate};
+use crate::evaluate::{Evaluation, Options, evaluate};
 use crate::model::{Amdanet, Arch, Encoder};
 use crate::train::{Config, Examples, Part, Recipe, Trainer};
 use crate::{Device, Error, Result, checkpoint};
@@ -97,7 +97,7 @@ impl Ablation {
         let train = self.data.open(Split::Train)?;
         let test = self.data.open(self.split)?;
         let classes = train.classes().cloned().ok_or_else(|| {
-            Error::file(&self.data.data, "has no classes.toml: an ablation needs the names of the classes")
+            Error::file(&self.data.root, "has no classes.toml: an ablation needs the names of the classes")
         })?;
         let variants = self.variants(classes.len())?;
         let mut progress = Progress::new("trainings", variants.len() * self.seeds as usize);
@@ -191,7 +191,7 @@ impl Ablation {
                 loss += f64::from(done.loss) / last as f64;
             }
         }
-        let result = evaluate(&trainer.model, test, classes, None, |_, _| ())?;
+        let result = evaluate(&trainer.model, test, classes, &Options::default(), |_, _| ())?;
         Ok(Outcome { parameters, seconds, loss, result })
     }
 

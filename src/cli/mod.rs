@@ -79,8 +79,8 @@ struct Network {
 #[derive(Args, Clone)]
 struct Data {
     /// Folder of the data set
-    #[arg(long)]
-    data: PathBuf,
+    #[arg(long = "data", value_name = "DATA")]
+    root: PathBuf,
     /// Its layout: auto, flat, mfnet, fmb or pst900
     #[arg(long, default_value = "auto", value_parser = layout)]
     layout: Wanted,
@@ -100,16 +100,16 @@ fn layout(text: &str) -> Result<Wanted, String> {
 
 impl Data {
     fn layout(&self) -> Result<Layout> {
-        self.layout.map_or_else(|| Layout::detect(&self.data), Ok)
+        self.layout.map_or_else(|| Layout::detect(&self.root), Ok)
     }
 
     fn open(&self, split: Split) -> Result<Dataset> {
-        Dataset::open_as(self.layout()?, &self.data, split)
+        Dataset::open_as(self.layout()?, &self.root, split)
     }
 
     /// What was found, in one line.
     fn describe(&self) -> Result<String> {
-        Ok(self.layout()?.describe(&self.data))
+        Ok(self.layout()?.describe(&self.root))
     }
 }
 

@@ -4,7 +4,7 @@ use super::demo::tiles;
 use super::progress::Progress;
 use crate::Result;
 use crate::data::{ClassSet, Dataset, Split, Tile, contact_sheet};
-use crate::evaluate::{Evaluation, evaluate};
+use crate::evaluate::{Evaluation, Options, evaluate};
 use crate::model::Amdanet;
 use crate::train::{Config, Run};
 
@@ -74,13 +74,14 @@ impl Validation {
     ) -> Result<()> {
         let (split, pairs) = (self.split(), self.dataset.len());
         let (mut rows, mut seen) = (Vec::new(), 0);
-        let result = evaluate(model, &self.dataset, &self.classes, None, |sample, predicted| {
-            seen += 1;
-            progress.message(format!("measuring {split} {seen}/{pairs}"));
-            if rows.len() < SHOWN {
-                rows.push(tiles(sample, predicted, &self.classes).into_iter().map(smaller).collect());
-            }
-        })?;
+        let result =
+            evaluate(model, &self.dataset, &self.classes, &Options::default(), |sample, predicted| {
+                seen += 1;
+                progress.message(format!("measuring {split} {seen}/{pairs}"));
+                if rows.len() < SHOWN {
+                    rows.push(tiles(sample, predicted, &self.classes).into_iter().map(smaller).collect());
+                }
+            })?;
         let sheet = contact_sheet(&["visible", "infrared", "fused", "label", "prediction"], &rows);
         run.evaluated(step, split, &result, &sheet)?;
         let miou = result.scores.miou.map_or("-".into(), |miou| format!("{:.2} %", 100.0 * miou));
