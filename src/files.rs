@@ -57,6 +57,12 @@ pub fn replace(path: &Path, make: impl FnOnce(&Path) -> io::Result<()>) -> Resul
     done.map_err(Error::io(path, "write"))
 }
 
+/// Whether a file is what [`replace`] was making when its process was killed.
+pub fn is_temporary(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str());
+    name.is_some_and(|name| name.starts_with('.') && name.ends_with(".tmp"))
+}
+
 /// A file's new name is on the disk only once its folder is. Windows has no such call.
 fn sync_folder(path: &Path) -> Result<()> {
     #[cfg(unix)]

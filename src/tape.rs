@@ -65,23 +65,23 @@ pub struct Key {
     shape: Shape,
 }
 
-type Backward = Box<dyn FnOnce(Vec<Option<Tensor>>, &mut Gradients) -> Result<()> + Send>;
+type Backward<'a> = Box<dyn FnOnce(Vec<Option<Tensor>>, &mut Gradients) -> Result<()> + Send + 'a>;
 
-struct Node {
+struct Node<'a> {
     outputs: Range<usize>,
-    backward: Backward,
+    backward: Backward<'a>,
 }
 
-/// What was computed in this step, in order.
+/// What was computed in this step, in order. Its closures may borrow what lives for `'a`: layers and parameters.
 #[derive(Default)]
-pub struct Tape {
+pub struct Tape<'a> {
     recording: bool,
-    nodes: Vec<Node>,
+    nodes: Vec<Node<'a>>,
     /// Number of gradient slots handed out, to leaves and to outputs of nodes.
     slots: usize,
 }
 
-impl Tape {
+impl<'a> Tape<'a> {
     /// A tape that records.
     pub fn new() -> Self {
         Self { recording: true, ..Self::default() }
@@ -116,7 +116,7 @@ impl Tape {
         &mut self,
         inputs: [&Var; N],
         value: Tensor,
-        backward: impl FnOnce(Tensor, [bool; N]) -> Result<[Option<Tensor>; N]> + Send + 'static,
+        backward: impl FnOnce(Tensor, [bool; N]) -> Result<[Option<Tensor>; N]> + Send + 'a,
     ) -> Var {
         self.record_keys(inputs.map(Var::key), value, backward)
     }
@@ -126,7 +126,7 @@ impl Tape {
         &mut self,
         inputs: [Key; N],
         value: Tensor,
-        backward: impl FnOnce(Tensor, [bool; N]) -> Result<[Option<Tensor>; N]> + Send + 'static,
+        backward: impl FnOnce(Tensor, [bool; N]) -> Result<[Option<Tensor>; N]> + Send + 'a,
     ) -> Var {
         let [y] = self.record_outputs(inputs, [value], |[dy], needed| match dy {
             Some(dy) => backward(dy, needed),
@@ -141,7 +141,7 @@ impl Tape {
         &mut self,
         inputs: [Key; N],
         values: [Tensor; M],
-        backward: impl FnOnce([Option<Tensor>; M], [bool; N]) -> Result<[Option<Tensor>; N]> + Send + 'static,
+        backward: impl FnOnce([Option<Tensor>; M], [bool; N]) -> Result<[Option<Tensor>; N]> + Send + 'a,
     ) -> [Var; M] {
         if !self.recording || inputs.iter().all(|input| input.id.is_none()) {
             return values.map(Var::constant);
@@ -151,20 +151,29 @@ impl Tape {
         let backward: Backward = Box::new(move |dy, gradients| {
             let mut dy = dy.into_iter();
             let dy = [(); M].map(|()| dy.next().flatten());
-            let grads = backward(dy, inputs.map(|input| input.id.is_some()))?;
-            for (Key { id, shape }, grad) in inputs.into_iter().zip(grads) {
-                let Some(id) = id else { continue };
-                let grad = grad.ok_or(Error::NoBackward { op: "an operation that gave no gradient" })?;
-                if grad.shape() != shape {
-                    let why = "a gradient does not have its input's shape";
-                    return Err(Error::shape("backward", why, &[shape, grad.shape()]));
-                }
-                gradients.add(id, grad)?;
-            }
-            Ok(())
+            gradients.add_all(inputs, backward(dy, inputs.map(|input| input.id.is_some()))?)
         });
         self.nodes.push(Node { outputs: first..self.slots, backward });
         outputs
+    }
+
+    /// [`Tape::record_keys`] for any number of inputs: `backward` returns a gradient for each that needs one, in order.
+    pub fn record_list(
+        &mut self,
+        inputs: Vec<Key>,
+        value: Tensor,
+        backward: impl FnOnce(Tensor) -> Result<Vec<Option<Tensor>>> + Send + 'a,
+    ) -> Var {
+        if !self.recording || inputs.iter().all(|input| input.id.is_none()) {
+            return Var::constant(value);
+        }
+        let id = self.slot();
+        let backward: Backward = Box::new(move |mut dy, gradients| match dy.pop().flatten() {
+            Some(dy) => gradients.add_all(inputs, backward(dy)?),
+            None => unreachable!("a node without the gradient of an output is passed over"),
+        });
+        self.nodes.push(Node { outputs: id..id + 1, backward });
+        Var { value, id: Some(id) }
     }
 
     /// Guards an operation that has no backward: never a silent zero.
@@ -226,6 +235,24 @@ impl Gradients {
     /// The gradient of a leaf; `None` when the loss does not depend on it.
     pub fn take(&mut self, leaf: &Var) -> Option<Tensor> {
         self.slots.get_mut(leaf.id?)?.take()
+    }
+
+    /// Adds what an operation gave for its inputs.
+    fn add_all(
+        &mut self,
+        inputs: impl IntoIterator<Item = Key>,
+        gradients: impl IntoIterator<Item = Option<Tensor>>,
+    ) -> Result<()> {
+        for (Key { id, shape }, gradient) in inputs.into_iter().zip(gradients) {
+            let Some(id) = id else { continue };
+            let gradient = gradient.ok_or(Error::NoBackward { op: "an operation that gave no gradient" })?;
+            if gradient.shape() != shape {
+                let why = "a gradient does not have its input's shape";
+                return Err(Error::shape("backward", why, &[shape, gradient.shape()]));
+            }
+            self.add(id, gradient)?;
+        }
+        Ok(())
     }
 
     /// The first contribution moves in, later ones add to it.

@@ -178,6 +178,29 @@ fn own_files_come_back_as_they_were() {
 }
 
 #[test]
+fn no_flipped_bit_of_an_own_file_goes_unnoticed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("w.safetensors");
+    let weights = expected_sample();
+    checkpoint::write(&path, &weights, &meta()).unwrap();
+    let good = fs::read(&path).unwrap();
+    for at in 0..good.len() {
+        let mut bytes = good.clone();
+        bytes[at] ^= 1 << (at % 8);
+        // A file that no longer claims to be this program's, or to have a checksum, holds the same weights.
+        if let Ok((found, _)) = read(&bytes) {
+            assert!(found == weights, "byte {at}: \"{}\"", bytes.escape_ascii());
+        }
+    }
+    let data = good.len() - 4 * weights.values().map(|array| array.data.len()).sum::<usize>();
+    for at in data..good.len() {
+        let mut bytes = good.clone();
+        bytes[at] ^= 1 << (at % 8);
+        refused(&bytes, "checksum");
+    }
+}
+
+#[test]
 fn metadata_is_held_to_its_word() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("w.safetensors");

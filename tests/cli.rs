@@ -96,13 +96,20 @@ fn train_and_eval() {
     let (data, run) = (folder.scenes(8), folder.text("run"));
     succeeds(train_args(&data, &run));
     let metrics = fs::read_to_string(folder.at("run/metrics.jsonl")).unwrap();
-    assert_eq!(metrics.lines().count(), 4);
-    for (line, step) in metrics.lines().zip(1..) {
+    // Four steps, and the evaluation at the end.
+    assert_eq!(metrics.lines().count(), 5);
+    let evaluation = json(metrics.lines().last().unwrap());
+    assert!(evaluation["step"] == 4 && evaluation["split"] == "val" && evaluation["best"] == true);
+    positive(&evaluation["miou"]);
+    for (line, step) in metrics.lines().take(4).zip(1..) {
         let line = json(line);
         assert_eq!(line["step"], step);
         // Six names are trained on, two in each step.
         assert_eq!(line["epoch"], (step - 1) * 2 / 6);
         for key in ["lr", "loss", "seg", "fus", "seg_masked", "fus_masked", "dice", "dice_masked"] {
+            positive(&line[key]);
+        }
+        for key in ["gradient_norm", "seconds", "pairs_per_second"] {
             positive(&line[key]);
         }
     }
@@ -140,7 +147,7 @@ fn the_paper_trains_too() {
     let (data, run) = (folder.scenes(4), folder.text("run"));
     succeeds(train_args(&data, &run).iter().chain(&["--arch", "paper", "--recipe", "paper"]));
     let metrics = fs::read_to_string(folder.at("run/metrics.jsonl")).unwrap();
-    let line = json(metrics.lines().last().unwrap());
+    let line = json(metrics.lines().next().unwrap());
     for key in ["seg", "fus", "cr"] {
         positive(&line[key]);
     }
@@ -154,7 +161,7 @@ fn a_file_that_chooses_the_architecture_chooses_its_losses() {
     fs::write(&file, "[model]\narch = \"paper\"\n").unwrap();
     succeeds(train_args(&data, &run).iter().chain(&["--config", &file[..]]));
     let metrics = fs::read_to_string(folder.at("run/metrics.jsonl")).unwrap();
-    let line = json(metrics.lines().last().unwrap());
+    let line = json(metrics.lines().next().unwrap());
     positive(&line["cr"]);
     assert!(line.get("dice").is_none(), "{line}");
 }
@@ -323,7 +330,10 @@ fn checkpoints_that_cannot_be_used() {
         let mut bad = header.clone();
         let model = bad["__metadata__"]["model"].as_str().unwrap();
         assert!(model.contains(&dims("32")));
+        assert!(header["__metadata__"]["checksum"].is_string());
         bad["__metadata__"]["model"] = model.replace(&dims("32"), &dims(numbers)).into();
+        // Whoever means harm leaves out the checksum.
+        bad["__metadata__"].as_object_mut().unwrap().remove("checksum");
         fs::write(folder.at("vast.safetensors"), join(&bad, &data)).unwrap();
         run("vast.safetensors", &[part]);
     }

@@ -6,8 +6,11 @@ use std::path::{Path, PathBuf};
 
 use amdanet::Result;
 use amdanet::data::{
-    ClassSet, Dataset, Limits, Pair, Split, pairs, read_labels, read_pair, read_rgb, write_gray, write_rgb,
+    ClassSet, Dataset, Layout, Limits, Pair, Split, pairs, read_labels, read_pair, read_rgb, synth,
+    write_gray, write_rgb,
 };
+use amdanet::model::{Arch, Encoder};
+use amdanet::train::{Config, Examples, Recipe};
 use image::{DynamicImage, GrayImage, ImageBuffer, ImageFormat, Luma, LumaA, Rgb, RgbImage, Rgba};
 use tempfile::TempDir;
 
@@ -417,7 +420,134 @@ fn what_a_data_set_lacks_is_named() {
     let parts = ["no folder Visible or RGB or vi (in any case)", "found Infrared, Label, colour"];
     fails(open(Split::Train), &parts);
     fails(Dataset::open(&root.join("nowhere"), Split::Train), &["nowhere: cannot read the folder"]);
-    fails(Dataset::open(&infrared, Split::Train), &["Infrared: no folder Visible", "found none in"]);
+    fails(Dataset::open(&infrared, Split::Train), &["Infrared: no data set that is known", "found none in"]);
+    fs::rename(root.join("colour"), &visible).unwrap();
+    fs::write(root.join("val.txt"), "a\nb.c\na.png\n").unwrap();
+    fails(open(Split::Val), &["val.txt: \"a.png\" is there twice"]);
+}
+
+#[test]
+fn every_layout_is_recognised_and_read_alike() {
+    let dir = TempDir::new().unwrap();
+    let (size, pairs, seed) = ((32, 40), 20, 5);
+    let write =
+        |layout, out: &Path| synth::write_as(layout, out, pairs, seed, size.0, size.1, &mut |_| ()).unwrap();
+    let flat = dir.path().join("flat");
+    write(Layout::Flat, &flat);
+    let all = |root: &Path, split| {
+        let data = Dataset::open(root, split).unwrap();
+        let samples: Vec<_> = (0..data.len()).map(|i| data.sample(i).unwrap()).collect();
+        samples
+    };
+    for layout in Layout::ALL {
+        let root = dir.path().join(format!("{layout:?}"));
+        write(layout, &root);
+        assert_eq!(Layout::detect(&root).unwrap(), layout);
+        assert!(all(&root, Split::Test) == all(&flat, Split::Test), "{layout}");
+        let own_val = layout.stands_for(Split::Val) == Split::Val;
+        let (mut train, val) = (all(&flat, Split::Train), all(&flat, Split::Val));
+        if own_val {
+            assert!(all(&root, Split::Val) == val);
+        } else {
+            assert!(all(&root, Split::Val) == all(&flat, Split::Test));
+            train.extend(val);
+            train.sort_by(|a, b| a.name.cmp(&b.name));
+        }
+        assert!(all(&root, Split::Train) == train, "{layout}");
+        let found = layout.describe(&root);
+        let counts =
+            if own_val { "14 train, 3 val, 3 test" } else { "17 train, no val split of its own, 3 test" };
+        assert!(found.contains(&layout.to_string()) && found.ends_with(counts), "{found}");
+        // Without classes of its own a data set has those that its layout is published with.
+        fs::remove_file(root.join("classes.toml")).unwrap();
+        let classes = Dataset::open(&root, Split::Train).unwrap().classes().cloned();
+        assert_eq!(classes, layout.classes());
+    }
+    // Two in one folder.
+    write(Layout::Fmb, &flat);
+    let two = ["flat: fits flat layout and FMB's layout", "--layout"];
+    fails(Dataset::open(&flat, Split::Train), &two);
+    assert_eq!(Dataset::open_as(Layout::Flat, &flat, Split::Train).unwrap().len(), 14);
+    assert_eq!(Dataset::open_as(Layout::Fmb, &flat, Split::Train).unwrap().len(), 17);
+}
+
+#[test]
+fn a_layout_with_something_missing_says_what() {
+    let dir = TempDir::new().unwrap();
+    let root = dir.path();
+    synth::write_as(Layout::Mfnet, root, 8, 1, 32, 32, &mut |_| ()).unwrap();
+    let open = || Dataset::open(root, Split::Train).unwrap();
+    let name = open().names().next().unwrap().to_string();
+    let image = root.join(format!("images/{name}.png"));
+    let bytes = fs::read(&image).unwrap();
+    fs::write(&image, &bytes[..bytes.len() / 2]).unwrap();
+    fails(open().sample(0), &[&name, "PNG"]);
+    fs::remove_file(&image).unwrap();
+    write_rgb(&image, 32, 32, &[7; 32 * 32 * 3]).unwrap();
+    fails(open().sample(0), &[&name, "has 3 channels instead of four", "flat layout"]);
+    fs::write(&image, bytes).unwrap();
+    assert!(open().sample(0).is_ok());
+    fs::remove_file(root.join(format!("labels/{name}.png"))).unwrap();
+    fails(Dataset::open(root, Split::Train), &["train.txt: ", &name, "no picture in", "labels (1 of"]);
+
+    let root = &root.join("fmb");
+    synth::write_as(Layout::Fmb, root, 8, 1, 32, 32, &mut |_| ()).unwrap();
+    fs::write(root.join("train/Visible/notes.txt"), "a stray file").unwrap();
+    assert!(Dataset::open(root, Split::Train).is_ok());
+    let name = Dataset::open(root, Split::Train).unwrap().names().next().unwrap().to_string();
+    fs::remove_file(root.join(format!("train/Infrared/{name}.png"))).unwrap();
+    fails(Dataset::open(root, Split::Train), &["train: ", &name, "Infrared (1 of"]);
+    fs::remove_dir_all(root.join("test")).unwrap();
+    fails(Dataset::open(root, Split::Test), &["no folder test"]);
+    fs::remove_dir_all(root.join("train/Visible")).unwrap();
+    fs::create_dir(root.join("train/Visible")).unwrap();
+    fails(Dataset::open(root, Split::Train), &["Visible: the folder holds no picture"]);
+}
+
+#[test]
+fn names_may_have_spaces_and_any_letters() {
+    let dir = TempDir::new().unwrap();
+    let names = ["a b", "Straße 7", "夜.01"];
+    for folder in ["Visible", "Infrared", "Label"] {
+        names.iter().for_each(|name| gray(&dir.path().join(folder).join(format!("{name}.png")), 4, 3));
+    }
+    fs::write(dir.path().join("train.txt"), names.join("\r\n")).unwrap();
+    let data = Dataset::open(dir.path(), Split::Train).unwrap().with_classes(ClassSet::unnamed(3).unwrap());
+    assert_eq!(data.names().collect::<Vec<_>>(), names);
+    assert!((0..3).all(|i| data.sample(i).is_ok()));
+}
+
+/// Batches come in order however they are made, an error comes in its place, and dropping the feed ends its threads.
+#[test]
+fn a_feed_gives_the_batches_of_its_steps() {
+    let dir = TempDir::new().unwrap();
+    synth::write(dir.path(), 9, 1, 32, 40, &mut |_| ()).unwrap();
+    let data = Dataset::open(dir.path(), Split::Train).unwrap();
+    let mut config =
+        Config::new(None, Recipe::Release, Encoder::Nano, Arch::Release, Some(synth::CLASSES.len()));
+    (config.augment.height, config.augment.width, config.run.batch) = (32, 32, 2);
+    let examples = Examples::new(&data, &config).unwrap();
+    std::thread::scope(|scope| {
+        let feed = examples.feed(scope, 3..12).unwrap();
+        let mut steps = 3..;
+        for (batch, waited) in feed {
+            let (batch, step) = (batch.unwrap(), steps.next().unwrap());
+            let again = examples.batch(step).unwrap();
+            assert!(waited >= 0.0);
+            assert_eq!(batch.visible.f32(), again.visible.f32(), "step {step}");
+            assert_eq!(batch.labels.as_slice::<u8>(), again.labels.as_slice::<u8>());
+        }
+        assert_eq!(steps.start, 12);
+        // The scope ends although most batches were never asked for.
+        drop(examples.feed(scope, 0..1_000_000).unwrap());
+    });
+    let name = data.names().next().unwrap().to_string();
+    fs::write(dir.path().join(format!("Label/{name}.png")), "no picture").unwrap();
+    let examples = Examples::new(&data, &config).unwrap();
+    std::thread::scope(|scope| {
+        let failed = examples.feed(scope, 0..4).unwrap().find_map(|(batch, _)| batch.err());
+        assert!(failed.expect("an epoch has every sample").to_string().contains(&name));
+    });
 }
 
 #[test]

@@ -15,8 +15,9 @@ const W: usize = 96;
 const CLASSES: usize = 9;
 
 /// The bytes that backward needs of a training pass of release with masked aligned maps (choice 1): what each
-/// operation saves, counted by hand from the operations. Vectors of a few numbers for each channel are left out.
-fn saved(config: &ModelConfig) -> usize {
+/// operation saves, counted by hand from the operations. Vectors of a few numbers for each channel are left out. Blocks
+/// that are recomputed save their input.
+fn saved(config: &ModelConfig, recompute: bool) -> usize {
     let pixels = B * H * W;
     let (d, f, k) = (config.decoder_dim, config.fusion_dim, config.classes);
     let (mut h, mut w) = (H.div_ceil(4), W.div_ceil(4));
@@ -38,7 +39,8 @@ fn saved(config: &ModelConfig) -> usize {
         numbers += 2 * n * c + n * c + n * c / 2 + pairs;
         // A block: its input, normed, q, heads' output, sum, normed, Mix-FFN before and after the depthwise
         // convolution; two statistics of each norm.
-        numbers += config.depths[i] * (n * c * (6 + 2 * config.mlp_ratio) + reduced * m * c + 4 * n);
+        let inside = n * c * (5 + 2 * config.mlp_ratio) + reduced * m * c + 4 * n;
+        numbers += config.depths[i] * (n * c + if recompute { 0 } else { inside });
         // The last norm: before and after.
         numbers += 2 * n * c;
         // Local alignment: side by side, hidden, gate, four statistics, 16 hidden maps and two weights; its output.
@@ -76,7 +78,7 @@ struct Rise {
     after: usize,
 }
 
-fn train(model: &Amdanet, pictures: &[Tensor; 2], labels: &Tensor, valid: &Tensor) -> Rise {
+fn train(model: &Amdanet, pictures: &[Tensor; 2], labels: &Tensor, valid: &Tensor, recompute: bool) -> Rise {
     let before = live_bytes();
     let rise = |bytes: usize| bytes.checked_sub(before).unwrap();
     reset_peak_bytes();
@@ -89,6 +91,7 @@ fn train(model: &Amdanet, pictures: &[Tensor; 2], labels: &Tensor, valid: &Tenso
     let masking = Masking { choice: 1, masks };
     let [visible, infrared] = pictures;
     let mut pass = Pass::train(&model.params, 1);
+    pass.recompute = recompute;
     // An operation before all others looks around when its turn comes, which is last.
     let seen = Arc::new(AtomicUsize::new(0));
     let (leaf, see) = (pass.tape.leaf(Tensor::scalar(0.0)), seen.clone());
@@ -139,15 +142,15 @@ fn check() {
     let labels = Tensor::from_slice([B, H, W], &ids).unwrap();
     let valid = Tensor::from_slice([B, H, W], &vec![1u8; B * H * W]).unwrap();
 
-    let first = train(&model, &pictures, &labels, &valid);
-    let saved = saved(model.config());
-    assert_eq!(first.after, 0, "everything of a step is freed with it");
-    let share = first.forward as f64 / saved as f64;
-    assert!(
-        (0.97..1.03).contains(&share),
-        "{} bytes are held for backward, {saved} are needed",
-        first.forward
-    );
+    let [first, recomputed] =
+        [false, true].map(|recompute| train(&model, &pictures, &labels, &valid, recompute));
+    for (rise, recompute) in [(&first, false), (&recomputed, true)] {
+        assert_eq!(rise.after, 0, "everything of a step is freed with it");
+        let saved = saved(model.config(), recompute);
+        let share = rise.forward as f64 / saved as f64;
+        let held = rise.forward;
+        assert!((0.97..1.03).contains(&share), "{held} bytes are held for backward, {saved} are needed");
+    }
 
     // Above what is saved, forward and backward each have one operation's results and scratch in hand; the widest is
     // the backward of the fusion head's taps: nine groups of channels for both streams on the four grids, a sixteenth
@@ -155,19 +158,21 @@ fn check() {
     let pixels = 4 * B * H * W;
     let f = model.config().fusion_dim;
     let widest = pixels * (2 * 9 * f) / 12 + pixels * (3 * f) / 2;
-    for (when, peak) in [("forward", first.forward_peak), ("backward", first.backward_peak)] {
-        assert!(peak < first.forward + widest, "{when} rises to {peak}, {} are saved", first.forward);
+    for rise in [&first, &recomputed] {
+        for (when, peak) in [("forward", rise.forward_peak), ("backward", rise.backward_peak)] {
+            assert!(peak < rise.forward + widest, "{when} rises to {peak}, {} are saved", rise.forward);
+        }
     }
     // Gradients of intermediates are gone, and were before backward was over: what is left has the size of the
     // parameters, rounded up to cache lines, and the batch statistics.
     let trained = model.params.iter().filter(|(_, p)| p.role != amdanet::nn::Role::Statistic);
     let lines: usize = trained.map(|(_, p)| (4 * p.value.len()).next_multiple_of(64)).sum();
-    for held in [first.first_operation, first.gradients] {
+    for held in [&first, &recomputed].map(|rise| [rise.first_operation, rise.gradients]).concat() {
         assert!((lines..lines + 8192).contains(&held), "{held} for {lines}");
     }
 
     for again in 0..2 {
-        let rise = train(&model, &pictures, &labels, &valid);
+        let rise = train(&model, &pictures, &labels, &valid, false);
         assert_eq!(rise, first, "repetition {again}");
     }
 

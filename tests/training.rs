@@ -7,7 +7,7 @@ use amdanet::data::{Dataset, Example, Split, batch, synth};
 use amdanet::evaluate::predict;
 use amdanet::model::{Amdanet, Arch, Encoder};
 use amdanet::train::{Config, Examples, Recipe, Trainer};
-use common::{nano, save, succeeds, write_foreign};
+use common::{amdanet, nano, save, succeeds, write_foreign};
 
 #[test]
 fn the_loss_falls_and_a_checkpoint_keeps_what_was_learned() {
@@ -104,4 +104,44 @@ fn training_starts_from_an_encoder_in_both_streams() {
     for (name, array) in tensors(&whole).iter().filter(|(name, _)| !name.contains("running_")) {
         assert!(same(&from_whole[name], array), "{name}");
     }
+}
+
+#[test]
+fn the_program_takes_all_of_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (data, run) = (folder.path().join("data"), folder.path().join("run"));
+    synth::write(&data, 8, 3, 40, 60, &mut |_| ()).unwrap();
+    let toml = folder.path().join("c.toml");
+    let mut args = vec!["train", "--encoder", "nano", "--size", "32x48", "--batch", "1", "--steps", "2"];
+    args.extend(["--threads", "1", "--data", data.to_str().unwrap(), "--out", run.to_str().unwrap()]);
+    args.extend(["--config", toml.to_str().unwrap()]);
+    for (text, error) in [
+        ("run.accumulate = 0", "run.accumulate = 0: must be 1 to 1024 micro-batches"),
+        ("run.ema = 1.5", "run.ema = 1.5: must be at least 0 and below 1"),
+        ("optimizer.max_norm = -2.0", "optimizer.max_norm = -2: must be positive, or 0 for no limit"),
+        ("run.max_bad_step = 3", "unknown key run.max_bad_step: did you mean run.max_bad_steps?"),
+    ] {
+        std::fs::write(&toml, text).unwrap();
+        let output = amdanet(&args);
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(1) && text.contains(error), "{text}");
+    }
+    std::fs::write(&toml, "run.max_bad_steps = 7\n").unwrap();
+    args.extend(["--accumulate", "3", "--clip-norm", "0.5", "--recompute", "--ema", "0.9"]);
+    let text = succeeds(&args);
+    assert!(text.contains("ema.safetensors"), "{text}");
+    let config = std::fs::read_to_string(run.join("config.toml")).unwrap();
+    for line in ["accumulate = 3", "max_norm = 0.5", "recompute = true", "ema = 0.9", "max_bad_steps = 7"] {
+        assert!(config.lines().any(|l| l == line), "{line} is not in\n{config}");
+    }
+    let metrics = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    for line in metrics.lines() {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert!(line["gradient_norm"].as_f64().unwrap() > 0.0, "{line}");
+    }
+    let [raw, averaged] = ["last.safetensors", "ema.safetensors"].map(|name| {
+        let path = run.join("checkpoints").join(name);
+        tensors(&checkpoint::load(&path, None).unwrap().model)
+    });
+    assert!(raw != averaged);
 }

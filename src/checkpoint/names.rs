@@ -272,8 +272,8 @@ pub fn fit(state: &State, expected: impl Iterator<Item = (String, Vec<usize>)>) 
         return Ok(());
     }
     Err(Error::Config(format!(
-        "the weights are not those of this network: {}; check the architecture, the encoder's size and the number of \
-         classes",
+        "the weights are not those of this network: {}; check the architecture, the encoder's size, the number of \
+         classes and the parts that were left out",
         lists.join("; ")
     )))
 }

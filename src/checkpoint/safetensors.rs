@@ -29,9 +29,9 @@ pub(super) fn read(file: &File, len: u64) -> Result<(State, Option<Meta>), Strin
             "declares a safetensors header of {header_len} bytes in a file of {len}: it is damaged or truncated"
         ));
     }
-    let mut header = vec![0; header_len as usize];
-    from.read_exact(&mut header).map_err(cannot)?;
-    let header: Metadata = serde_json::from_slice(&header)
+    let mut header_bytes = vec![0; header_len as usize];
+    from.read_exact(&mut header_bytes).map_err(cannot)?;
+    let header: Metadata = serde_json::from_slice(&header_bytes)
         .map_err(|e| format!("has a bad safetensors header: {}", shown(&e.to_string())))?;
     let start = 8 + header_len;
     if (len - start) != header.data_len() as u64 {
@@ -42,7 +42,12 @@ pub(super) fn read(file: &File, len: u64) -> Result<(State, Option<Meta>), Strin
         ));
     }
     let strings = header.metadata().clone().unwrap_or_default();
-    let meta = Meta::from_strings(strings.into_iter().collect())?;
+    let mut strings: BTreeMap<_, _> = strings.into_iter().collect();
+    strings.remove(CHECKSUM);
+    let meta = Meta::from_strings(strings)?;
+    if meta.is_some() {
+        check(&mut from, header_bytes).map_err(cannot)??;
+    }
     let mut state = State::new();
     for name in header.offset_keys() {
         let Some(info) = header.info(&name) else { continue };
@@ -72,6 +77,42 @@ pub(super) fn read(file: &File, len: u64) -> Result<(State, Option<Meta>), Strin
     Ok((state, meta))
 }
 
+/// The key in the metadata of the CRC-32C of the whole file, in which eight zeros stand for the checksum itself.
+const CHECKSUM: &str = "checksum";
+const ZEROS: [u8; 8] = *b"00000000";
+
+/// Where the checksum is in a header. No other string can look like it: its quotes would have backslashes.
+fn checksum_digits(header: &mut [u8]) -> Option<&mut [u8; 8]> {
+    let before = format!("\"{CHECKSUM}\":\"");
+    let at = header.windows(before.len()).position(|bytes| bytes == before.as_bytes())?;
+    header[at + before.len()..].first_chunk_mut()
+}
+
+fn checksum_of_header(header: &[u8]) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c(&(header.len() as u64).to_le_bytes()), header)
+}
+
+/// Holds a file of this program against its checksum; `from` stands where the data begins. Files without one pass.
+fn check(from: &mut impl Read, mut header: Vec<u8>) -> std::io::Result<Result<(), String>> {
+    let Some(digits) = checksum_digits(&mut header) else { return Ok(Ok(())) };
+    let said = std::mem::replace(digits, ZEROS);
+    let mut sum = checksum_of_header(&header);
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match from.read(&mut buffer)? {
+            0 => break,
+            n => sum = crc32c::crc32c_append(sum, &buffer[..n]),
+        }
+    }
+    let found = format!("{sum:08x}");
+    Ok(if found.as_bytes() == said {
+        Ok(())
+    } else {
+        let said = said.escape_ascii();
+        Err(format!("is damaged: its bytes have the checksum {found}, and it says {said}: take another copy"))
+    })
+}
+
 #[derive(Serialize)]
 struct Header<'a> {
     #[serde(rename = "__metadata__")]
@@ -81,8 +122,9 @@ struct Header<'a> {
 }
 
 pub(super) fn write(path: &Path, state: &State, meta: &Meta) -> Result<()> {
-    let metadata =
+    let mut metadata =
         meta.to_strings().map_err(|what| Error::file(path, format!("cannot be written: {what}")))?;
+    metadata.insert(CHECKSUM.into(), String::from_utf8_lossy(&ZEROS).into());
     let mut tensors = BTreeMap::new();
     let mut end = 0;
     for (name, array) in state {
@@ -105,15 +147,20 @@ pub(super) fn write(path: &Path, state: &State, meta: &Meta) -> Result<()> {
         .map_err(|e| Error::file(path, format!("cannot be written: {e}")))?;
     // Readers that map the file into memory rely on aligned data.
     header.resize(header.len().next_multiple_of(8), b' ');
-
+    let sum =
+        pieces(state).fold(checksum_of_header(&header), |sum, piece| crc32c::crc32c_append(sum, &piece));
+    if let Some(digits) = checksum_digits(&mut header) {
+        digits.copy_from_slice(format!("{sum:08x}").as_bytes());
+    }
     write_atomically(path, |to| {
         to.write_all(&(header.len() as u64).to_le_bytes())?;
         to.write_all(&header)?;
-        for array in state.values() {
-            for &value in &array.data {
-                to.write_all(&value.to_le_bytes())?;
-            }
-        }
-        Ok(())
+        pieces(state).try_for_each(|piece| to.write_all(&piece))
     })
+}
+
+/// The values of all tensors as they lie in the file, a little at a time.
+fn pieces(state: &State) -> impl Iterator<Item = Vec<u8>> {
+    let pieces = state.values().flat_map(|array| array.data.chunks(1 << 14));
+    pieces.map(|values| values.iter().flat_map(|value| value.to_le_bytes()).collect())
 }

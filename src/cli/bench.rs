@@ -24,6 +24,8 @@ pub enum Bench {
     Train(Options),
     /// Each kernel of an inference and of a training step, with its bytes, operations and time on a CUDA device
     Kernels(KernelOptions),
+    /// What each part of the network contributes: trains it without one after the other
+    Ablation(super::ablation::Ablation),
 }
 
 #[derive(Args)]
@@ -42,6 +44,9 @@ pub struct Options {
     /// Runs before that
     #[arg(long, default_value_t = 2)]
     warmup: usize,
+    /// Training steps compute encoder blocks again in backward instead of keeping them
+    #[arg(long)]
+    recompute: bool,
     /// One JSON object on standard output
     #[arg(long)]
     json: bool,
@@ -83,6 +88,7 @@ impl Bench {
             Self::Model(m) => &m.options,
             Self::Train(o) => o,
             Self::Kernels(k) => &k.options,
+            Self::Ablation(a) => return a.run(),
         };
         if !(1..=MOST_PAIRS).contains(&options.batch) || options.runs == 0 {
             let (batch, runs) = (options.batch, options.runs);
@@ -94,6 +100,7 @@ impl Bench {
             Self::Model(m) => options.model(m.profile),
             Self::Train(_) => options.train(),
             Self::Kernels(k) => k.run(),
+            Self::Ablation(a) => a.run(),
         }
     }
 }
@@ -105,6 +112,7 @@ impl Options {
         (config.augment.height, config.augment.width) = (self.size.height, self.size.width);
         config.run.batch = self.batch;
         config.run.steps = 1_000_000;
+        config.run.recompute = self.recompute;
         let mut model = Amdanet::new(config.model.clone())?;
         model.params.initialise(0);
         model.params.place(device, self.machine.precision.dtype())?;
@@ -350,7 +358,7 @@ fn table(title: &str, entries: &[Entry], ceilings: Option<&Ceilings>) {
 }
 
 /// The most memory that the process has held, in bytes; 0 where the system does not tell.
-fn resident_peak() -> u64 {
+pub fn resident_peak() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let kilobytes =
         status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().split(' ').next()?.parse().ok());

@@ -10,7 +10,7 @@ use super::{Machine, say};
 use crate::data::{
     ClassSet, Dataset, Picture, Sample, Split, Tile, colorize, contact_sheet, synth, write_rgb,
 };
-use crate::evaluate::{Modality, Prediction, evaluate};
+use crate::evaluate::{Modality, Options, Prediction, evaluate};
 use crate::model::{Amdanet, Arch, Encoder};
 use crate::train::{Config, Recipe, Run, Trainer};
 use crate::{Error, Result};
@@ -62,9 +62,9 @@ impl Demo {
         model.params.initialise(config.run.seed);
         model.params.place(&device, self.machine.precision.dtype())?;
         say(format!("training nano ({} parameters) for {} steps", model.params.count(), self.steps));
-        let mut run = Run::create(&run, &config, 1)?;
+        let mut run = Run::create(&run, &config, &self.machine.describe(&device), 1)?;
         let trainer = Trainer::new(model, config.clone());
-        let End::Done(model) = fit(trainer, &config, &train, &classes, &mut run)? else {
+        let End::Done(model) = fit(trainer, &config, &train, &classes, None, &mut run)? else {
             say("stopped");
             return Ok(());
         };
@@ -94,7 +94,7 @@ impl Demo {
                 rows.push(tiles(sample, predicted, classes));
             }
         };
-        let both = evaluate(model, test, classes, None, &mut collect)?;
+        let both = evaluate(model, test, classes, &Options::default(), &mut collect)?;
         super::eval::table(&both);
         say(format!("\nmIoU on {} unseen scenes:", both.pairs));
         let percent = |miou: Option<f64>| 100.0 * miou.unwrap_or(0.0);
@@ -102,7 +102,8 @@ impl Demo {
         for (blank, what) in
             [(Modality::Infrared, "infrared blanked"), (Modality::Visible, "visible blanked")]
         {
-            let one = evaluate(model, test, classes, Some(blank), |_, _| ())?;
+            let options = Options { blank: Some(blank), ..Options::default() };
+            let one = evaluate(model, test, classes, &options, |_, _| ())?;
             say(format!("  {what:<21} {:5.1} %", percent(one.scores.miou)));
         }
         let sheet = contact_sheet(&["visible", "infrared", "fused", "label", "prediction"], &rows);
@@ -114,7 +115,7 @@ impl Demo {
 }
 
 /// Visible, infrared, fused, label, prediction.
-fn tiles(sample: &Sample, predicted: &Prediction, classes: &ClassSet) -> Vec<Tile> {
+pub(super) fn tiles(sample: &Sample, predicted: &Prediction, classes: &ClassSet) -> Vec<Tile> {
     let Picture { width, height, .. } = sample.visible;
     let tile = |rgb: Vec<u8>| Tile { width, height, rgb };
     vec![

@@ -1,32 +1,53 @@
 //! `amdanet eval`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use super::progress::Progress;
-use super::{Machine, say, say_json};
-use crate::data::{Dataset, Split};
-use crate::evaluate::{Evaluation, Modality, evaluate};
-use crate::{Result, checkpoint};
+use super::{Data, Machine, Size, say, say_json};
+use crate::data::{ClassSet, Split};
+use crate::evaluate::{Evaluation, Modality, Modes, Options, Window, evaluate};
+use crate::files::write_bytes;
+use crate::metrics::Scores;
+use crate::model::Amdanet;
+use crate::report::{Gallery, page, sha256};
+use crate::{Device, Error, Result, checkpoint};
 
 #[derive(Args)]
 pub struct Eval {
     /// Checkpoint of any known kind
     #[arg(long)]
     weights: PathBuf,
-    /// Folder of the data set
-    #[arg(long)]
-    data: PathBuf,
+    #[command(flatten)]
+    data: Data,
     /// train, val or test
     #[arg(long, default_value = "test")]
     split: Split,
+    /// Slide windows of this size over each picture, and average logits where they overlap
+    #[arg(long, value_name = "HxW")]
+    window: Option<Size>,
+    /// Pixels from one window to the next [default: two thirds of the window's shorter side]
+    #[arg(long, value_name = "N", requires = "window")]
+    stride: Option<usize>,
+    /// Average with the logits of the mirrored picture
+    #[arg(long)]
+    flip: bool,
+    /// Average the logits of the picture at these scales
+    #[arg(long, value_delimiter = ',', value_name = "S,...", default_value = "1")]
+    scales: Vec<f64>,
     /// Replace one modality by black
     #[arg(long, value_enum)]
     blank: Option<Modality>,
+    /// Stretch fused pictures to their minimum and maximum before scoring them, as the published scripts do
+    #[arg(long)]
+    stretch: bool,
     /// ε of the batch norms, if the checkpoint does not say [default: 1e-5]
     #[arg(long, value_name = "EPS")]
     bn_eps: Option<f32>,
+    /// Write a report for people: one HTML file that needs nothing else
+    #[arg(long, value_name = "FILE.html")]
+    report: Option<PathBuf>,
     /// One JSON object on standard output
     #[arg(long)]
     json: bool,
@@ -34,37 +55,135 @@ pub struct Eval {
     machine: Machine,
 }
 
+/// As many best and as many worst pairs are in a report.
+const SHOWN: usize = 3;
+
 impl Eval {
     pub fn run(self) -> Result<()> {
-        self.machine.set_up()?;
-        let loaded = checkpoint::load(&self.weights, self.bn_eps)?;
-        let dataset = Dataset::open(&self.data, self.split)?.with_classes(loaded.classes.clone());
+        let options = self.options();
+        options.modes.validate()?;
+        let device = self.machine.set_up()?;
+        if let Some(path) = &self.report {
+            make_room(path)?;
+        }
+        let mut loaded = checkpoint::load(&self.weights, self.bn_eps)?;
+        loaded.model.params.place(&device, self.machine.precision.dtype())?;
+        let (model, classes) = (&loaded.model, &loaded.classes);
+        let dataset = self.data.open(self.split)?.with_classes(classes.clone());
+        let mut gallery = Gallery::new(SHOWN, &classes.palette);
+        let mut shown = Ok(());
         let mut progress = Progress::new("pairs", dataset.len());
-        let result = evaluate(&loaded.model, &dataset, &loaded.classes, self.blank, |sample, _| {
+        let result = evaluate(model, &dataset, classes, &options, |sample, predicted| {
+            if self.report.is_some() && shown.is_ok() {
+                shown = gallery.add(sample, predicted);
+            }
             progress.step(&sample.name);
         })?;
         drop(progress);
         if self.json {
-            return say_json(&result);
+            say_json(&result)?;
+        } else {
+            table(&result);
         }
-        table(&result);
+        if let Some(path) = &self.report {
+            shown?;
+            self.write(path, &device, model, classes, &result, &gallery)?;
+        }
+        Ok(())
+    }
+
+    fn options(&self) -> Options {
+        let window = self.window.map(|Size { height, width }| {
+            let stride = self.stride.unwrap_or(height.min(width) * 2 / 3);
+            Window { height, width, stride }
+        });
+        let modes = Modes { window, flip: self.flip, scales: self.scales.clone() };
+        Options { modes, blank: self.blank, stretch: self.stretch }
+    }
+
+    fn write(
+        &self,
+        path: &Path,
+        device: &Device,
+        model: &Amdanet,
+        classes: &ClassSet,
+        result: &Evaluation,
+        gallery: &Gallery,
+    ) -> Result<()> {
+        let config = model.config();
+        let (arch, encoder, parameters) = (config.arch, config.encoder_name(), model.params.count());
+        let data = std::path::absolute(&self.data.root).unwrap_or_else(|_| self.data.root.clone());
+        let name = data.file_name().map_or_else(|| data.to_string_lossy(), |name| name.to_string_lossy());
+        let precision = self.machine.precision.to_possible_value();
+        let blank = self.blank.and_then(|b| b.to_possible_value());
+        let facts = [
+            ("model", format!("AMDANet, {arch} architecture, encoder {encoder}, {parameters} parameters")),
+            ("classes", config.classes.to_string()),
+            ("ε of the batch norms", config.bn_eps.to_string()),
+            ("weights", self.weights.display().to_string()),
+            ("SHA-256 of the weights", sha256(&self.weights)?),
+            ("data set", self.data.root.display().to_string()),
+            ("split", format!("{}, {} pairs", self.split, result.pairs)),
+            ("modes", result.options.modes.to_string()),
+            ("blanked", blank.map_or("nothing".into(), |b| b.get_name().into())),
+            ("fused pictures", stretched(result.options.stretch).into()),
+            ("device", format!("{device:?}")),
+            ("precision", precision.map_or(String::new(), |p| p.get_name().into())),
+            ("version", format!("amdanet {}", env!("CARGO_PKG_VERSION"))),
+        ];
+        let title = format!("AMDANet on {name}, {} split", self.split);
+        write_bytes(path, page(&title, result, classes, gallery, &facts)?.as_bytes())?;
+        if !self.json {
+            say(format!("report: {}", path.display()));
+        }
         Ok(())
     }
 }
 
+/// Whether a report can be written to `path`, asked before the work; makes its folder.
+fn make_room(path: &Path) -> Result<()> {
+    if path.is_dir() || path.file_name().is_none() {
+        return Err(Error::file(path, "is a folder: name the file of the report, as report.html"));
+    }
+    match path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        Some(folder) => std::fs::create_dir_all(folder).map_err(Error::io(folder, "create the folder")),
+        None => Ok(()),
+    }
+}
+
+fn stretched(stretch: bool) -> &'static str {
+    if stretch { "stretched to minimum and maximum before scoring" } else { "scored as saved, not stretched" }
+}
+
 /// The scores as a table on standard output.
-pub fn table(Evaluation { pairs, scores }: &Evaluation) {
-    let percent = |value: Option<f64>| value.map_or("-".into(), |v| format!("{:.2}", 100.0 * v));
+pub fn table(evaluation: &Evaluation) {
+    let Evaluation { pairs, scores, options, .. } = evaluation;
     say(format!("{:<20} {:>8} {:>10} {:>8}", "class", "IoU %", "accuracy %", "AP %"));
     for class in &scores.classes {
         let (iou, accuracy, ap) = (percent(class.iou), percent(class.accuracy), percent(class.ap));
         say(format!("{:<20} {iou:>8} {accuracy:>10} {ap:>8}", class.name));
     }
-    let (miou, macc, map) = (percent(scores.miou), percent(scores.macc), percent(scores.map));
-    say(format!("{:<20} {miou:>8} {macc:>10} {map:>8}", "mean"));
+    let row = |name: &str, scores: &Scores| {
+        let (miou, macc, map) = (percent(scores.miou), percent(scores.macc), percent(scores.map));
+        say(format!("{name:<20} {miou:>8} {macc:>10} {map:>8}"));
+    };
+    row("mean", scores);
+    for (name, part) in &evaluation.splits {
+        row(&format!("mean, {name} ({})", part.pairs), &part.scores);
+    }
     let (accuracy, fwiou) = (percent(scores.pixel_accuracy), percent(scores.fwiou));
     say(format!("pixel accuracy {accuracy} %, frequency-weighted IoU {fwiou} %, {pairs} pairs"));
-    if let Some(f) = &scores.fusion {
-        say(format!("fused pictures: EN {:.3}, SD {:.3}, SF {:.3}, SCD {:.3}", f.en, f.sd, f.sf, f.scd));
+    let fusion = std::iter::once(("", scores)).chain(evaluation.splits.iter().map(|(n, p)| (*n, &p.scores)));
+    for (name, f) in fusion.filter_map(|(name, scores)| Some((name, scores.fusion?))) {
+        let name = if name.is_empty() { String::new() } else { format!(" ({name})") };
+        say(format!(
+            "fused pictures{name}: EN {:.3}, SD {:.3}, SF {:.3}, SCD {:.3}",
+            f.en, f.sd, f.sf, f.scd
+        ));
     }
+    say(format!("{}; fused pictures {}", options.modes, stretched(options.stretch)));
+}
+
+fn percent(value: Option<f64>) -> String {
+    value.map_or("-".into(), |v| format!("{:.2}", 100.0 * v))
 }

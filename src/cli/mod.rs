@@ -1,23 +1,28 @@
 //! The command line. Each command is one file; results go to standard output, everything else to standard error.
 
+mod ablation;
 mod bench;
 mod convert;
 mod demo;
 mod devices;
 mod eval;
+mod explain;
 mod info;
 mod progress;
 mod run;
 mod synth;
 mod train;
+mod validation;
 mod verify;
 
 use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::data::{Dataset, Layout, Split};
 use crate::model::{Arch, Encoder};
 use crate::{Device, Error, Precision, Result, cuda};
 
@@ -39,6 +44,8 @@ enum Command {
     Eval(eval::Eval),
     /// Fuse and label pairs of pictures
     Run(run::Run),
+    /// Show what a network looks at: Grad-CAM and the maps of its gates
+    Explain(explain::Explain),
     /// Measure speed and memory
     #[command(subcommand)]
     Bench(bench::Bench),
@@ -66,6 +73,44 @@ struct Network {
     /// Number of classes
     #[arg(long, default_value_t = 9)]
     classes: usize,
+}
+
+/// A data set.
+#[derive(Args, Clone)]
+struct Data {
+    /// Folder of the data set
+    #[arg(long = "data", value_name = "DATA")]
+    root: PathBuf,
+    /// Its layout: auto, flat, mfnet, fmb or pst900
+    #[arg(long, default_value = "auto", value_parser = layout)]
+    layout: Wanted,
+}
+
+/// A layout; none is whichever fits. (The name keeps clap from taking it for an option that may be left out.)
+type Wanted = Option<Layout>;
+
+fn layout(text: &str) -> Result<Wanted, String> {
+    match text {
+        "auto" => Ok(None),
+        _ => Layout::from_str(text, false)
+            .map(Some)
+            .map_err(|_| "the layouts are auto, flat, mfnet, fmb and pst900".into()),
+    }
+}
+
+impl Data {
+    fn layout(&self) -> Result<Layout> {
+        self.layout.map_or_else(|| Layout::detect(&self.root), Ok)
+    }
+
+    fn open(&self, split: Split) -> Result<Dataset> {
+        Dataset::open_as(self.layout()?, &self.root, split)
+    }
+
+    /// What was found, in one line.
+    fn describe(&self) -> Result<String> {
+        Ok(self.layout()?.describe(&self.root))
+    }
 }
 
 /// Where and how to compute.
@@ -134,11 +179,19 @@ impl Machine {
             },
         };
         if device == Device::Cpu && self.precision != Precision::F32 {
-            let precision =
-                self.precision.to_possible_value().map_or(String::new(), |v| v.get_name().to_owned());
+            let precision = self.precision_name();
             return Err(Error::Config(format!("--precision {precision}: the CPU computes in f32{why}")));
         }
         Ok(device)
+    }
+
+    fn precision_name(&self) -> String {
+        self.precision.to_possible_value().map_or(String::new(), |v| v.get_name().to_owned())
+    }
+
+    /// Device and precision in a few words.
+    fn describe(&self, device: &Device) -> String {
+        format!("{device:?}, {}", self.precision_name())
     }
 }
 
@@ -175,6 +228,7 @@ pub fn main() -> ExitCode {
         Command::Train(c) => c.run(),
         Command::Eval(c) => c.run(),
         Command::Run(c) => c.run(),
+        Command::Explain(c) => c.run(),
         Command::Bench(c) => c.run(),
         Command::Verify(c) => c.run(),
         Command::Info(c) => c.run(),

@@ -3,7 +3,7 @@
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{FormattedDuration, ProgressBar, ProgressStyle};
 
 /// How far a long piece of work is, on standard error.
 pub struct Progress {
@@ -11,6 +11,8 @@ pub struct Progress {
     what: String,
     total: usize,
     done: usize,
+    /// When the first unit that is done here was begun, and how many were done before.
+    start: (Instant, usize),
     next_line: Instant,
 }
 
@@ -28,12 +30,14 @@ impl Progress {
                 .with_style(style.progress_chars("█▌ "))
                 .with_prefix(what.to_string())
         });
-        Self { bar, what: what.into(), total, done: 0, next_line: Instant::now() + INTERVAL }
+        let now = Instant::now();
+        Self { bar, what: what.into(), total, done: 0, start: (now, 0), next_line: now + INTERVAL }
     }
 
     /// `n` units were done before.
     pub fn skip(&mut self, n: usize) {
         self.done += n;
+        self.start = (Instant::now(), self.done);
         if let Some(bar) = &self.bar {
             bar.inc(n as u64);
             bar.reset_eta();
@@ -43,16 +47,35 @@ impl Progress {
     /// One unit more is done; `message` says how it goes.
     pub fn step(&mut self, message: impl std::fmt::Display) {
         self.done += 1;
+        if let Some(bar) = &self.bar {
+            bar.inc(1);
+        }
+        self.message(message);
+    }
+
+    /// Says how it goes, in the middle of a unit.
+    pub fn message(&mut self, message: impl std::fmt::Display) {
         match &self.bar {
-            Some(bar) => {
-                bar.set_message(message.to_string());
-                bar.inc(1);
-            }
+            Some(bar) => bar.set_message(message.to_string()),
             None if Instant::now() >= self.next_line => {
                 self.next_line = Instant::now() + INTERVAL;
-                let _ = writeln!(std::io::stderr(), "{} {}/{} {message}", self.what, self.done, self.total);
+                let (what, done, total, left) = (&self.what, self.done, self.total, self.left());
+                let _ = writeln!(std::io::stderr(), "{what} {done}/{total}{left} {message}");
             }
             None => {}
+        }
+    }
+
+    /// The time that the rest will take at the speed so far.
+    fn left(&self) -> String {
+        let (start, before) = self.start;
+        match self.done.saturating_sub(before) {
+            0 => String::new(),
+            done => {
+                let rest = self.total.saturating_sub(self.done) as f64 / done as f64;
+                let left = Duration::try_from_secs_f64(start.elapsed().as_secs_f64() * rest);
+                left.map_or(String::new(), |left| format!(", {} left,", FormattedDuration(left)))
+            }
         }
     }
 

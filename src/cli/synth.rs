@@ -7,11 +7,11 @@ use clap::Args;
 use super::progress::Progress;
 use super::{Size, say};
 use crate::Result;
-use crate::data::synth;
+use crate::data::{Layout, synth};
 
 #[derive(Args)]
 pub struct Synth {
-    /// Folder to write to, in the flat layout
+    /// Folder to write to
     #[arg(long)]
     out: PathBuf,
     /// Number of pairs
@@ -23,13 +23,17 @@ pub struct Synth {
     /// The same seed draws the same scenes
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Layout of the folder
+    #[arg(long, value_enum, default_value = "flat")]
+    layout: Layout,
 }
 
 impl Synth {
     pub fn run(self) -> Result<()> {
         let mut progress = Progress::new("scenes", self.pairs as usize);
         let Size { height, width } = self.size;
-        synth::write(&self.out, self.pairs as usize, self.seed, height, width, &mut |_| progress.step(""))?;
+        let (pairs, seed) = (self.pairs as usize, self.seed);
+        synth::write_as(self.layout, &self.out, pairs, seed, height, width, &mut |_| progress.step(""))?;
         drop(progress);
         say(format!("{} pairs of {height}x{width} in {}", self.pairs, self.out.display()));
         Ok(())

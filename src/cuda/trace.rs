@@ -1,7 +1,7 @@
 //! A record of everything that is launched, with a device behind it or without one.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::driver::{Driver, Graph, Launch, Product, Work};
@@ -32,13 +32,22 @@ struct Record {
 pub struct Trace {
     device: Option<Arc<dyn Driver>>,
     next_address: AtomicU64,
+    /// Bytes in use, and the most that were in use at once.
+    live: AtomicUsize,
+    peak: AtomicUsize,
     records: Mutex<Vec<Record>>,
 }
 
 impl Trace {
     /// Records what `device` is told to do; `None` for a list without a device.
     pub fn new(device: Option<Arc<dyn Driver>>) -> Arc<Self> {
-        Arc::new(Self { device, next_address: AtomicU64::new(256), records: Mutex::default() })
+        let (live, peak) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Arc::new(Self { device, next_address: AtomicU64::new(256), live, peak, records: Mutex::default() })
+    }
+
+    /// The most bytes that were allocated at once.
+    pub fn peak_bytes(&self) -> usize {
+        self.peak.load(Relaxed)
     }
 
     /// What was launched since the last call: equal launches together, in the order of the first of each.
@@ -93,6 +102,8 @@ impl Driver for Trace {
     }
 
     fn allocate(&self, bytes: usize) -> Result<u64> {
+        let live = self.live.fetch_add(bytes, Relaxed) + bytes;
+        self.peak.fetch_max(live, Relaxed);
         match &self.device {
             Some(device) => device.allocate(bytes),
             None => Ok(self.next_address.fetch_add(bytes.next_multiple_of(256) as u64, Relaxed)),
@@ -100,6 +111,7 @@ impl Driver for Trace {
     }
 
     fn free(&self, address: u64, bytes: usize) {
+        self.live.fetch_sub(bytes, Relaxed);
         if let Some(device) = &self.device {
             device.free(address, bytes);
         }

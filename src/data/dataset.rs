@@ -1,12 +1,12 @@
 //! Data sets on disk.
 
-use std::collections::BTreeMap;
 use std::fmt;
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::str::FromStr;
 
-use super::pairs::{picture_stem, pictures_in, same_size};
+use super::layout::{Item, Layout, Pictures};
+use super::pairs::same_size;
+use super::picture::read_four_channels;
 use super::{ClassSet, IGNORED, Labels, Limits, Pair, Picture, read_labels, read_pair};
 use crate::{Error, Result};
 
@@ -44,15 +44,6 @@ impl FromStr for Split {
     }
 }
 
-/// How a data set is laid out on disk. A layout is a way to list files, [`Dataset::open`], and a way to read them,
-/// [`Dataset::sample`]; the rest does not depend on it.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-#[non_exhaustive]
-pub enum Layout {
-    /// Folders for visible, infrared and label pictures, and `train.txt`, `val.txt`, `test.txt` of names.
-    Flat,
-}
-
 /// A labelled pair.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Sample {
@@ -76,30 +67,25 @@ pub struct Dataset {
     limits: Limits,
 }
 
-#[derive(Clone, Debug)]
-struct Item {
-    pair: Pair,
-    labels: PathBuf,
-}
-
-const VISIBLE: [&str; 3] = ["Visible", "RGB", "vi"];
-const INFRARED: [&str; 4] = ["Infrared", "THE", "thermal", "ir"];
-const LABELS: [&str; 2] = ["Label", "Labels"];
-
 impl Dataset {
-    /// Lists the split `split` of the data set in the folder `root`: its folders (`Visible`, `RGB` or `vi`;
-    /// `Infrared`, `THE`, `thermal` or `ir`; `Label` or `Labels`; in any case) and its list `SPLIT.txt` of names,
-    /// one on a line. A file `classes.toml` in `root` gives the classes, as [`ClassSet::from_toml`] reads it.
+    /// Lists the split `split` of the data set in the folder `root`, in whichever [`Layout`] it has. A file
+    /// `classes.toml` in `root` gives the classes, as [`ClassSet::from_toml`] reads it; without it they are those of
+    /// the data set that is published in this layout.
     ///
     /// # Errors
-    /// When a folder, the list or a listed file is missing or ambiguous, or the list is empty.
+    /// When the layout is not known, a folder, the list or a listed file is missing or ambiguous, or the list is empty.
     pub fn open(root: &Path, split: Split) -> Result<Self> {
-        let layout = Layout::Flat;
-        let items = match layout {
-            Layout::Flat => flat_items(root, split)?,
-        };
+        Self::open_as(Layout::detect(root)?, root, split)
+    }
+
+    /// As [`Dataset::open`], in this layout.
+    ///
+    /// # Errors
+    /// As [`Dataset::open`].
+    pub fn open_as(layout: Layout, root: &Path, split: Split) -> Result<Self> {
+        let items = layout.items(root, split)?;
         let classes = root.join("classes.toml");
-        let classes = if classes.exists() { Some(ClassSet::from_toml(&classes)?) } else { None };
+        let classes = if classes.exists() { Some(ClassSet::from_toml(&classes)?) } else { layout.classes() };
         Ok(Self { layout, split, items, classes, limits: Limits::default() })
     }
 
@@ -140,7 +126,7 @@ impl Dataset {
 
     /// The names of the samples, in the order of the list.
     pub fn names(&self) -> impl ExactSizeIterator<Item = &str> {
-        self.items.iter().map(|i| i.pair.name.as_str())
+        self.items.iter().map(|i| i.name.as_str())
     }
 
     /// Reads and checks sample `index`.
@@ -158,12 +144,18 @@ impl Dataset {
                 "the classes are not known: choose a preset, or list them in the data set's classes.toml";
             return Err(Error::Config(text.into()));
         };
-        let (visible, infrared) = read_pair(&item.pair, self.limits)?;
+        let (visible, infrared) = match &item.pictures {
+            Pictures::Two(pair) => read_pair(pair, self.limits)?,
+            Pictures::FourChannels(path) => read_four_channels(path, self.limits)?,
+        };
         let labels = read_labels(&item.labels, self.limits)?;
         let sizes = ((labels.width, labels.height), (visible.width, visible.height));
-        same_size(&item.labels, sizes.0, &item.pair.visible, sizes.1)?;
+        let picture = match &item.pictures {
+            Pictures::Two(Pair { visible, .. }) | Pictures::FourChannels(visible) => visible,
+        };
+        same_size(&item.labels, sizes.0, picture, sizes.1)?;
         check_labels(&item.labels, &labels, classes.len())?;
-        Ok(Sample { name: item.pair.name.clone(), visible, infrared, labels })
+        Ok(Sample { name: item.name.clone(), visible, infrared, labels })
     }
 }
 
@@ -179,102 +171,4 @@ fn check_labels(path: &Path, labels: &Labels, classes: usize) -> Result<()> {
         classes - 1
     );
     Err(Error::file(path, what))
-}
-
-fn flat_items(root: &Path, split: Split) -> Result<Vec<Item>> {
-    let folders = [VISIBLE.as_slice(), &INFRARED, &LABELS];
-    let [visible, infrared, labels] = folders.map(|names| find_folder(root, names));
-    let (visible, infrared, labels) = (visible?, infrared?, labels?);
-    let list = root.join(format!("{split}.txt"));
-    let names = read_list(root, &list)?;
-    let files = [
-        (&visible, pictures_in(&visible)?),
-        (&infrared, pictures_in(&infrared)?),
-        (&labels, pictures_in(&labels)?),
-    ];
-    let mut items = Vec::with_capacity(names.len());
-    for name in &names {
-        let [visible, infrared, labels] = files.each_ref().map(|(folder, files)| {
-            find_file(files, name).ok_or_else(|| {
-                let missing = names.iter().filter(|n| find_file(files, n).is_none()).count();
-                let what = format!(
-                    "{name:?} has no picture in {} ({missing} of {} names have none there): add it, or take the name \
-                     off the list",
-                    folder.display(),
-                    names.len()
-                );
-                Error::file(&list, what)
-            })
-        });
-        let ((name, visible), (_, infrared), (_, labels)) = (visible?, infrared?, labels?);
-        items.push(Item { pair: Pair { name, visible, infrared }, labels });
-    }
-    Ok(items)
-}
-
-/// The file of a listed name, which may carry an extension; and the name without it.
-fn find_file(files: &BTreeMap<String, PathBuf>, listed: &str) -> Option<(String, PathBuf)> {
-    let get = |name: &str| files.get_key_value(name).map(|(n, p)| (n.clone(), p.clone()));
-    get(listed).or_else(|| get(picture_stem(listed)?))
-}
-
-/// The names of a list; blank lines are skipped.
-fn read_list(root: &Path, list: &Path) -> Result<Vec<String>> {
-    if !list.exists() {
-        let is_list = |p: &PathBuf| p.extension().is_some_and(|e| e == "txt");
-        let what = format!(
-            "the list is missing: give it a line for each sample, its file name without extension; {}",
-            found(root, entries(root)?.into_iter().filter(is_list))
-        );
-        return Err(Error::file(list, what));
-    }
-    let text = fs::read_to_string(list).map_err(Error::io(list, "read"))?;
-    // Windows editors put a byte order mark at the start.
-    let lines = text.trim_start_matches('\u{feff}').lines().map(str::trim);
-    let names: Vec<String> = lines.filter(|l| !l.is_empty()).map(String::from).collect();
-    if names.is_empty() {
-        let what = "the list holds no name: give it a line for each sample, its file name without extension";
-        return Err(Error::file(list, what));
-    }
-    Ok(names)
-}
-
-/// The folder in `root` with one of these names in any case.
-fn find_folder(root: &Path, names: &[&str]) -> Result<PathBuf> {
-    let folders: Vec<_> = entries(root)?.into_iter().filter(|p| p.is_dir()).collect();
-    let wanted = |p: &&PathBuf| file_name(p).is_some_and(|n| names.iter().any(|w| n.eq_ignore_ascii_case(w)));
-    let matching: Vec<_> = folders.iter().filter(wanted).collect();
-    match matching[..] {
-        [folder] => Ok(folder.clone()),
-        [] => {
-            let what = format!("no folder {} (in any case); {}", names.join(" or "), found(root, folders));
-            Err(Error::file(root, what))
-        }
-        [a, b, ..] => {
-            let what = format!("{} means the same: keep one of the two folders", b.display());
-            Err(Error::file(a, what))
-        }
-    }
-}
-
-/// What a folder holds, sorted.
-fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
-    let read = || fs::read_dir(folder)?.map(|e| Ok(e?.path())).collect::<std::io::Result<Vec<_>>>();
-    let mut paths = read().map_err(Error::io(folder, "read the folder"))?;
-    paths.sort();
-    Ok(paths)
-}
-
-fn file_name(path: &Path) -> Option<&str> {
-    path.file_name()?.to_str()
-}
-
-/// "found A, B, C", of at most eight.
-fn found(root: &Path, paths: impl IntoIterator<Item = PathBuf>) -> String {
-    let names: Vec<_> = paths.into_iter().filter_map(|p| file_name(&p).map(String::from)).collect();
-    match names.len() {
-        0 => format!("found none in {}", root.display()),
-        n if n > 8 => format!("found {} and {} more", names[..8].join(", "), n - 8),
-        _ => format!("found {}", names.join(", ")),
-    }
 }

@@ -105,6 +105,31 @@ pub fn read_rgb(path: &Path, limits: Limits) -> Result<Picture> {
     Ok(Picture { width, height, rgb })
 }
 
+/// Reads a picture of four channels, RGB and thermal, as two: the thermal one is repeated to three channels.
+///
+/// # Errors
+/// As [`read_rgb`], and when there are not four channels.
+pub(super) fn read_four_channels(path: &Path, limits: Limits) -> Result<(Picture, Picture)> {
+    let (bytes, format) = read(path)?;
+    let image = decode(path, &bytes, format, limits)?;
+    let (width, height) = (image.width() as usize, image.height() as usize);
+    let thermal = |rgba: &[f32]| rgba.chunks_exact(4).flat_map(|p| [p[3]; 3]).collect();
+    let values = match &image {
+        DynamicImage::ImageRgba8(b) => b.iter().map(|&v| f32::from(v) / 255.0).collect::<Vec<_>>(),
+        DynamicImage::ImageRgba16(b) => b.iter().map(|&v| f32::from(v) / 65535.0).collect(),
+        other => {
+            let what = format!(
+                "has {} channels instead of four, RGB and thermal: if the infrared pictures are files of their own, \
+                 use the flat layout",
+                other.color().channel_count()
+            );
+            return Err(Error::file(path, what));
+        }
+    };
+    let rgb = values.chunks_exact(4).flat_map(|p| [p[0], p[1], p[2]]).collect();
+    Ok((Picture { width, height, rgb }, Picture { width, height, rgb: thermal(&values) }))
+}
+
 /// Reads a picture of class ids: a grey picture, a palette PNG (the indices count, not the colours), or a colour
 /// picture whose three channels are equal. A PNG of 1, 2 or 4 bits holds the ids unscaled.
 ///

@@ -16,6 +16,7 @@ mod people;
 mod place;
 mod things;
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
 
@@ -26,6 +27,7 @@ use rayon::prelude::*;
 use self::canvas::{Canvas, Rng, mix64};
 use self::place::{Stage, ground, sky, skyline};
 use self::things::things;
+use super::Layout;
 use crate::error::{Error, Result};
 
 /// The classes of a scene by id. 0 is everything without a class of its own: signs, bins, cabinets. Pavements
@@ -91,13 +93,29 @@ pub fn scene(seed: u64, index: u64, width: usize, height: usize) -> Scene {
     Scene { name: name(index), width, height, visible, infrared, label }
 }
 
-/// Writes `pairs` scenes to the folder `out` in the flat layout: `Visible/`, `Infrared/` and `Label/` with
-/// `NAME.png`, the lists `train.txt`, `val.txt` and `test.txt` (70, 15 and 15 %; each has a name from 3 pairs up),
-/// and `classes.toml`. `progress` hears how many pairs are written.
+/// Writes `pairs` scenes to the folder `out` in the flat layout, as [`write_as`] does.
+///
+/// # Errors
+/// As [`write_as`].
+pub fn write(
+    out: &Path,
+    pairs: usize,
+    seed: u64,
+    height: usize,
+    width: usize,
+    progress: &mut dyn FnMut(usize),
+) -> Result<()> {
+    write_as(Layout::Flat, out, pairs, seed, height, width, progress)
+}
+
+/// Writes `pairs` scenes to the folder `out`, in this layout and with a file `classes.toml`: 70, 15 and 15 % of them for
+/// training, validation and test, each of which has one from 3 pairs up; where a layout has no validation part, those
+/// are trained on. `progress` hears how many pairs are written.
 ///
 /// # Errors
 /// [`Error::Config`] for no pairs or a side below 32, [`Error::Io`] with the path that could not be written.
-pub fn write(
+pub fn write_as(
+    layout: Layout,
     out: &Path,
     pairs: usize,
     seed: u64,
@@ -113,21 +131,24 @@ pub fn write(
             "scenes of {height}x{width} are too small: both sides must be at least {MIN_SIDE}"
         )));
     }
-    for folder in ["Visible", "Infrared", "Label"] {
-        let path = out.join(folder);
-        fs::create_dir_all(&path).map_err(Error::io(&path, "create the folder"))?;
-    }
+    let splits = split(pairs, seed);
+    let test: HashSet<&String> = splits[2].iter().collect();
     // In portions, because `progress` belongs to this thread alone.
     let portion = 4 * rayon::current_num_threads();
     for first in (0..pairs).step_by(portion) {
         let end = pairs.min(first + portion);
-        (first..end).into_par_iter().try_for_each(|i| save(out, &scene(seed, i as u64, width, height)))?;
+        (first..end).into_par_iter().try_for_each(|i| {
+            let scene = scene(seed, i as u64, width, height);
+            save(layout, out, &scene, test.contains(&scene.name))
+        })?;
         progress(end);
     }
-    for (file, names) in ["train.txt", "val.txt", "test.txt"].iter().zip(split(pairs, seed)) {
-        let path = out.join(file);
-        fs::write(&path, names.iter().map(|n| format!("{n}\n")).collect::<String>())
-            .map_err(Error::io(&path, "write"))?;
+    if matches!(layout, Layout::Flat | Layout::Mfnet) {
+        for (file, names) in ["train.txt", "val.txt", "test.txt"].iter().zip(&splits) {
+            let path = out.join(file);
+            fs::write(&path, names.iter().map(|n| format!("{n}\n")).collect::<String>())
+                .map_err(Error::io(&path, "write"))?;
+        }
     }
     let path = out.join("classes.toml");
     let classes = CLASSES
@@ -137,12 +158,27 @@ pub fn write(
     fs::write(&path, classes.collect::<String>().trim_end()).map_err(Error::io(&path, "write"))
 }
 
-fn save(out: &Path, scene: &Scene) -> Result<()> {
-    use image::ExtendedColorType::{L8, Rgb8};
-    let pictures =
-        [("Visible", &scene.visible, Rgb8), ("Infrared", &scene.infrared, L8), ("Label", &scene.label, L8)];
+fn save(layout: Layout, out: &Path, scene: &Scene, test: bool) -> Result<()> {
+    use image::ExtendedColorType::{L8, Rgb8, Rgba8};
+    let part = if test { "test" } else { "train" };
+    let (visible, infrared, label) = (&scene.visible[..], &scene.infrared[..], &scene.label[..]);
+    let four: Vec<u8>;
+    let pictures = match layout {
+        Layout::Flat | Layout::Fmb => {
+            vec![("Visible", visible, Rgb8), ("Infrared", infrared, L8), ("Label", label, L8)]
+        }
+        Layout::Mfnet => {
+            let rgb = visible.as_chunks::<3>().0;
+            four = rgb.iter().zip(infrared).flat_map(|(&[r, g, b], &t)| [r, g, b, t]).collect();
+            vec![("images", &four[..], Rgba8), ("labels", label, L8)]
+        }
+        Layout::Pst900 => vec![("rgb", visible, Rgb8), ("thermal", infrared, L8), ("labels", label, L8)],
+    };
+    let root = if matches!(layout, Layout::Fmb | Layout::Pst900) { out.join(part) } else { out.into() };
     for (folder, bytes, color) in pictures {
-        let path = out.join(folder).join(format!("{}.png", scene.name));
+        let folder = root.join(folder);
+        fs::create_dir_all(&folder).map_err(Error::io(&folder, "create the folder"))?;
+        let path = folder.join(format!("{}.png", scene.name));
         let mut png = Vec::new();
         PngEncoder::new(&mut png)
             .write_image(bytes, scene.width as u32, scene.height as u32, color)

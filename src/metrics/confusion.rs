@@ -78,15 +78,18 @@ impl Confusion {
         Ok(())
     }
 
-    fn labelled(&self, c: usize) -> u64 {
+    /// Pixels labelled as class `c`.
+    pub fn labelled(&self, c: usize) -> u64 {
         (0..self.classes).map(|p| self.count(c, p)).sum()
     }
 
-    fn predicted(&self, c: usize) -> u64 {
+    /// Pixels predicted as class `c`.
+    pub fn predicted(&self, c: usize) -> u64 {
         (0..self.classes).map(|l| self.count(l, c)).sum()
     }
 
-    fn total(&self) -> u64 {
+    /// Pixels that were counted.
+    pub fn total(&self) -> u64 {
         self.counts.iter().sum()
     }
 

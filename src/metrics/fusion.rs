@@ -50,6 +50,15 @@ pub fn luminance(rgb: &[u8]) -> Vec<u8> {
     rgb.chunks_exact(3).map(grey).collect()
 }
 
+/// The values moved and scaled so that the smallest is 0 and the largest 1, as the published scripts do with each
+/// fused image before they save it; values that are all equal stay as they are.
+pub fn stretch(values: &[f32]) -> Vec<f32> {
+    let min = values.iter().copied().fold(f32::INFINITY, f32::min);
+    let max = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let range = if max > min { max - min } else { return values.to_vec() };
+    values.iter().map(|v| (v - min) / range).collect()
+}
+
 /// Scores a fused image: `fused` and `visible` are interleaved RGB of `width`·`height` pixels, `infrared` is grey.
 ///
 /// F and V are the [`luminance`] of the two, I is `infrared`. Without neighbours in a direction its differences
@@ -140,6 +149,13 @@ mod tests {
     fn luminance_rounds_to_nearest() {
         assert_eq!(luminance(&[255, 255, 255, 255, 0, 0, 0, 255, 0, 0, 0, 255]), [255, 76, 150, 29]);
         assert_eq!(luminance(&grey(&[0, 1, 127, 254])), [0, 1, 127, 254]);
+    }
+
+    #[test]
+    fn stretching_fills_the_range() {
+        assert_eq!(stretch(&[0.5, 0.25, 0.75]), [0.5, 0.0, 1.0]);
+        assert_eq!(stretch(&[0.5, 0.5]), [0.5, 0.5]);
+        assert_eq!(stretch(&[]), [0.0; 0]);
     }
 
     #[test]

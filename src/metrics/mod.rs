@@ -7,7 +7,7 @@ mod precision;
 use serde::Serialize;
 
 pub use confusion::Confusion;
-pub use fusion::{FusionMean, FusionMetrics, fusion_metrics, luminance};
+pub use fusion::{FusionMean, FusionMetrics, fusion_metrics, luminance, stretch};
 pub use precision::AveragePrecision;
 
 /// The label of pixels that do not count.

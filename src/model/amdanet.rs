@@ -21,9 +21,27 @@ pub struct Amdanet {
 
 struct Level {
     stage: Stage,
-    sci: Sci,
-    local: LocalAlignment,
+    /// None in a network without semantic consistency inference.
+    sci: Option<Sci>,
+    /// None in a network without local alignment.
+    local: Option<LocalAlignment>,
     global: GlobalAlignment,
+}
+
+impl Level {
+    fn infer(&self, pass: &mut Pass, x: Var) -> Result<Var> {
+        match &self.sci {
+            Some(sci) => sci.forward(pass, &x),
+            None => Ok(x),
+        }
+    }
+
+    fn align(&self, pass: &mut Pass, x: &Var) -> Result<Var> {
+        match &self.local {
+            Some(local) => local.forward(pass, x),
+            None => Ok(x.clone()),
+        }
+    }
 }
 
 /// What the two streams say, finest level first.
@@ -49,7 +67,7 @@ pub struct Masking {
     /// release: 0 masks the fused maps, 1 the aligned maps of both modalities; paper: the modality that is masked.
     pub choice: usize,
     /// One for each level, finest first, 1 where a value is kept: `(1, B, H_i, W_i, C_i)`, or `(2, …)` for choice 1
-    /// of release.
+    /// of release. None at all: nothing is masked, and nothing predicted a second time.
     pub masks: Vec<Tensor>,
 }
 
@@ -77,16 +95,11 @@ impl Amdanet {
         let levels = (0..4)
             .map(|i| Level {
                 stage: Stage::new(&mut backbone, &config, i),
-                sci: Sci::new(&mut backbone.child(format!("sci_{}", i + 1)), &config, config.dims[i]),
-                local: LocalAlignment::new(
-                    &mut backbone.child(format!("LEs.{i}")),
-                    config.arch,
-                    config.dims[i],
-                ),
-                global: GlobalAlignment::new(
-                    &mut backbone.child(format!("GEs.{i}")),
-                    (config.dims[i], config.heads[i], config.sr[i]),
-                ),
+                sci: config.sci.then(|| Sci::new(&mut backbone.child(format!("sci_{}", i + 1)), &config, i)),
+                local: config
+                    .local_alignment
+                    .then(|| LocalAlignment::new(&mut backbone.child(format!("LEs.{i}")), &config, i)),
+                global: GlobalAlignment::new(&mut backbone.child(format!("GEs.{i}")), &config, i),
             })
             .collect();
         let segmentation = SegmentationHead::new(&mut scope.child("decode_head"), &config);
@@ -106,9 +119,9 @@ impl Amdanet {
     ///
     /// # Errors
     /// When the pictures have another shape or a side is below 32.
-    pub fn features(
-        &self,
-        pass: &mut Pass,
+    pub fn features<'a>(
+        &'a self,
+        pass: &mut Pass<'a>,
         pictures: &Tensor,
         masking: Option<&Masking>,
     ) -> Result<Features> {
@@ -132,18 +145,21 @@ impl Amdanet {
         for (i, level) in self.levels.iter().enumerate() {
             let mut x = level.stage.embed(pass, &streams)?;
             if !paper {
-                x = level.sci.forward(pass, &x)?;
+                x = level.infer(pass, x)?;
             }
             x = level.stage.blocks(pass, x)?;
+            x = pass.observe("encoded", i, x);
             if paper {
-                x = level.sci.forward(pass, &x)?;
+                x = level.infer(pass, x)?;
             }
-            let aligned = level.local.forward(pass, &x)?;
-            features.fused.push(level.global.forward(pass, &aligned)?);
+            let aligned = level.align(pass, &x)?;
+            let aligned = pass.observe("aligned", i, aligned);
+            let fused = level.global.forward(pass, &aligned)?;
+            features.fused.push(pass.observe("fused", i, fused));
             if let (Some(masking), Some(list)) = (masking, &mut features.fused_masked) {
                 let mask = one_modality(x.shape(), masking, i)?;
                 let masked = ops::apply_mask(&mut pass.tape, &x, &mask)?;
-                let masked = level.local.forward(pass, &masked)?;
+                let masked = level.align(pass, &masked)?;
                 list.push(level.global.forward(pass, &masked)?);
             }
             streams = if paper { x } else { aligned.clone() };
@@ -156,7 +172,7 @@ impl Amdanet {
     ///
     /// # Errors
     /// When the pictures' shapes differ or a side is below 32.
-    pub fn forward(&self, pass: &mut Pass, visible: &Tensor, infrared: &Tensor) -> Result<Output> {
+    pub fn forward<'a>(&'a self, pass: &mut Pass<'a>, visible: &Tensor, infrared: &Tensor) -> Result<Output> {
         let pictures = on_device(pass, &stack(visible, infrared)?)?;
         let features = self.features(pass, &pictures, None)?;
         let image = self.fusion.forward(pass, &features.vision, &pictures, 1)?;
@@ -177,13 +193,18 @@ impl Amdanet {
     ///
     /// # Errors
     /// When shapes do not fit, see [`Amdanet::features`].
-    pub fn forward_masked(
-        &self,
-        pass: &mut Pass,
+    pub fn forward_masked<'a>(
+        &'a self,
+        pass: &mut Pass<'a>,
         visible: &Tensor,
         infrared: &Tensor,
         masking: &Masking,
     ) -> Result<MaskedOutput> {
+        if masking.masks.is_empty() {
+            let Output { logits, image } = self.forward(pass, visible, infrared)?;
+            let masked = Output { logits: logits.clone(), image: image.clone() };
+            return Ok(MaskedOutput { plain: Output { logits, image }, masked });
+        }
         let pictures = on_device(pass, &stack(visible, infrared)?)?;
         if self.config.arch == Arch::Paper {
             let features = self.features(pass, &pictures, Some(masking))?;

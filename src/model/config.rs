@@ -77,6 +77,14 @@ pub struct ModelConfig {
     pub decoder_dim: usize,
     /// Channels of the fusion head.
     pub fusion_dim: usize,
+    /// Whether there is semantic consistency inference. Without it the streams pass on as they are; in release they
+    /// are not exchanged then.
+    pub sci: bool,
+    /// Whether there is local alignment. Without it the streams pass on as they are.
+    pub local_alignment: bool,
+    /// Whether there is global alignment. Without it the fused features are the module's last projection of the sum of
+    /// both streams.
+    pub global_alignment: bool,
     /// Similarity threshold τ of the paper's gate (eq. 1).
     pub tau: f32,
     /// ε of the batch norms.
@@ -123,6 +131,9 @@ impl ModelConfig {
             mlp_ratio: if nano { 2 } else { 4 },
             decoder_dim: if nano { 32 } else { 512 },
             fusion_dim: 16,
+            sci: true,
+            local_alignment: true,
+            global_alignment: true,
             tau: 0.4,
             bn_eps: 1e-5,
             bn_momentum: 0.1,
@@ -144,13 +155,24 @@ impl ModelConfig {
     /// so that no number overflows it.
     pub fn parameters_at_least(&self) -> f64 {
         let [ratio, decoder, fusion] = [self.mlp_ratio, self.decoder_dim, self.fusion_dim].map(|n| n as f64);
+        let global = if self.global_alignment { 4.0 } else { 0.0 };
         let level = |i: usize| {
             let [dim, depth, sr] = [self.dims[i], self.depths[i], self.sr[i]].map(|n| n as f64);
             let reduction = if self.sr[i] > 1 { sr * sr } else { 0.0 };
             let attention = (4.0 + reduction) * dim * dim;
-            2.0 * depth * (attention + 2.0 * ratio * dim * dim) + 4.0 * attention + dim * decoder
+            2.0 * depth * (attention + 2.0 * ratio * dim * dim) + global * attention + dim * decoder
         };
         (0..4).map(level).sum::<f64>() + 4.0 * decoder * decoder + 72.0 * fusion * fusion
+    }
+
+    /// The parts that were left out, in words.
+    pub fn left_out(&self) -> Vec<&'static str> {
+        let parts = [
+            (self.sci, "semantic consistency inference"),
+            (self.local_alignment, "local alignment"),
+            (self.global_alignment, "global alignment"),
+        ];
+        parts.into_iter().filter(|(there, _)| !there).map(|(_, name)| name).collect()
     }
 
     /// The name of its size, `custom` when it is none of the named ones.

@@ -54,15 +54,19 @@ impl Amdanet {
             add(format!("level {level} patch embedding"), &embed, 2 * n * kernel * inputs * d);
             let blocks = backbone(&[format!("block{level}"), format!("norm{level}")]);
             add(format!("level {level} blocks"), &blocks, 2 * c.depths[i] * block);
-            let sci = [format!("backbone.sci_{level}.")];
-            add(format!("level {level} semantic consistency"), &sci, n * (2 * d * d + d));
+            if c.sci {
+                let sci = [format!("backbone.sci_{level}.")];
+                add(format!("level {level} semantic consistency"), &sci, n * (2 * d * d + d));
+            }
             let channel = 2 * 2 * (2 * d * (d / 2));
             let local = match c.arch {
                 Arch::Release => channel + n * (4 * 16 + 16 * 2) + n * (2 * d * (d / 2) + (d / 2) * d),
                 Arch::Paper => channel + n * 4 * 2 * 49,
             };
-            add(format!("level {level} local alignment"), &[format!("backbone.LEs.{i}.")], local);
-            let global = 4 * attention + n * d * d;
+            if c.local_alignment {
+                add(format!("level {level} local alignment"), &[format!("backbone.LEs.{i}.")], local);
+            }
+            let global = if c.global_alignment { 4 * attention } else { 0 } + n * d * d;
             add(format!("level {level} global alignment"), &[format!("backbone.GEs.{i}.")], global);
             segmentation += n * d * c.decoder_dim;
             fusion += 2 * n * d * c.fusion_dim;

@@ -64,6 +64,7 @@ impl SegmentationHead {
             });
         }
         let sum = sum.ok_or_else(|| crate::Error::Config("the segmentation head needs four maps".into()))?;
+        let sum = pass.watched(self.fuse_weight, sum)?;
         self.norm.forward(pass, &sum, repeats)
     }
 

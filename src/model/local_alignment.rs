@@ -1,6 +1,6 @@
 //! Local alignment, "pooling attention" (eqs. 6-9): channel and spatial weights realign the two streams.
 
-use super::config::Arch;
+use super::config::{Arch, ModelConfig};
 use crate::nn::{Conv, Linear, Pass, Scope, fan_out};
 use crate::ops::{self, Window};
 use crate::{Result, Var};
@@ -19,11 +19,13 @@ pub struct LocalAlignment {
     spatial: Spatial,
     /// release only.
     gate: Option<[Linear; 2]>,
+    level: usize,
 }
 
 impl LocalAlignment {
-    /// The module `LEs.i` for a level with `dim` channels.
-    pub fn new(scope: &mut Scope, arch: Arch, dim: usize) -> Self {
+    /// The module `LEs.i` of level `level`, counted from 0.
+    pub fn new(scope: &mut Scope, config: &ModelConfig, level: usize) -> Self {
+        let (arch, dim) = (config.arch, config.dims[level]);
         let mut weights = scope.child("fuse_sc");
         let mut cha = weights.child("cha.mlp");
         let channel = [
@@ -47,7 +49,7 @@ impl LocalAlignment {
                 Linear::new(&mut scope.child("gate.2"), dim / 2, dim, true),
             ]
         });
-        Self { channel, spatial, gate }
+        Self { channel, spatial, gate, level }
     }
 
     /// x `(2, B, H, W, C)` -> the same shape.
@@ -72,6 +74,7 @@ impl LocalAlignment {
             Spatial::Wide(conv) => conv.forward(pass, &statistics)?,
         };
         let spatial = ops::sigmoid(&mut pass.tape, &spatial)?;
+        let spatial = pass.observe("spatial", self.level, spatial);
 
         match &self.gate {
             None => ops::realign_paper(&mut pass.tape, x, &channel, &spatial),
@@ -80,6 +83,7 @@ impl LocalAlignment {
                 let gate = mlp(pass, gate, &both)?;
                 drop(both);
                 let gate = ops::sigmoid(&mut pass.tape, &gate)?;
+                let gate = pass.observe("gate", self.level, gate);
                 ops::realign_release(&mut pass.tape, x, &gate, &channel, &spatial)
             }
         }

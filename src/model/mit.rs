@@ -164,9 +164,9 @@ impl Stage {
     ///
     /// # Errors
     /// When the shapes do not fit.
-    pub fn blocks(&self, pass: &mut Pass, mut x: Var) -> Result<Var> {
+    pub fn blocks<'a>(&'a self, pass: &mut Pass<'a>, mut x: Var) -> Result<Var> {
         for block in &self.blocks {
-            x = block.forward(pass, x)?;
+            x = pass.recomputed(x, |pass, x| block.forward(pass, x))?;
         }
         self.norm.forward(pass, &x)
     }

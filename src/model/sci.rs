@@ -9,13 +9,16 @@ pub struct Sci {
     reduce: Linear,
     score: Linear,
     lambda: ParamId,
+    level: usize,
     tau: Option<f32>,
 }
 
 impl Sci {
-    /// The module called `sci_i` for a level with `dim` channels.
-    pub fn new(scope: &mut Scope, config: &ModelConfig, dim: usize) -> Self {
+    /// The module called `sci_i` of level `level`, counted from 0.
+    pub fn new(scope: &mut Scope, config: &ModelConfig, level: usize) -> Self {
+        let dim = config.dims[level];
         Self {
+            level,
             reduce: Linear::new(&mut scope.child("mlp.0"), 2 * dim, dim, true),
             score: Linear::new(&mut scope.child("mlp.2"), dim, 1, true),
             lambda: scope.param("lambda_param", Layout::Scalar, [], Init::Constant(0.5), Role::NoDecay),
@@ -34,7 +37,9 @@ impl Sci {
         let hidden = ops::relu(&mut pass.tape, &hidden)?;
         let score = self.score.forward(pass, &hidden)?;
         let m = ops::sigmoid(&mut pass.tape, &score)?;
+        let m = pass.observe("mask", self.level, m);
         let lambda = pass.param(self.lambda);
-        ops::gate(&mut pass.tape, x, &m, &lambda, self.tau)
+        let y = ops::gate(&mut pass.tape, x, &m, &lambda, self.tau)?;
+        pass.watched(self.lambda, y)
     }
 }

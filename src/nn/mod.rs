@@ -38,7 +38,8 @@ impl Linear {
     pub fn forward(&self, pass: &mut Pass, x: &Var) -> Result<Var> {
         let weight = pass.weight(self.weight)?;
         let bias = self.bias.map(|b| pass.weight(b)).transpose()?;
-        ops::linear(&mut pass.tape, x, &weight, bias.as_ref())
+        let y = ops::linear(&mut pass.tape, x, &weight, bias.as_ref())?;
+        pass.watched(self.weight, y)
     }
 
     /// x·Wᵀ + b + residual.
@@ -51,7 +52,8 @@ impl Linear {
             return ops::add(&mut pass.tape, residual, y);
         };
         let (weight, bias) = (pass.weight(self.weight)?, pass.weight(bias)?);
-        ops::linear_add(&mut pass.tape, x, &weight, &bias, residual)
+        let y = ops::linear_add(&mut pass.tape, x, &weight, &bias, residual)?;
+        pass.watched(self.weight, y)
     }
 }
 
@@ -74,7 +76,8 @@ impl LayerNorm {
     /// When the shapes do not fit.
     pub fn forward(&self, pass: &mut Pass, x: &Var) -> Result<Var> {
         let (weight, bias) = (pass.param(self.weight), pass.param(self.bias));
-        ops::layer_norm(&mut pass.tape, x, &weight, &bias, self.eps)
+        let y = ops::layer_norm(&mut pass.tape, x, &weight, &bias, self.eps)?;
+        pass.watched(self.weight, y)
     }
 }
 
@@ -101,7 +104,8 @@ impl BatchNormRelu {
     /// # Errors
     /// When the shapes do not fit.
     pub fn forward(&self, pass: &mut Pass, x: &Var, repeats: usize) -> Result<Var> {
-        pass.batch_norm_relu(x, self.params, self.eps, self.momentum, repeats)
+        let y = pass.batch_norm_relu(x, self.params, self.eps, self.momentum, repeats)?;
+        pass.watched(self.params[0], y)
     }
 }
 
@@ -143,7 +147,8 @@ impl Conv {
     /// When the shapes do not fit.
     pub fn forward_with(&self, pass: &mut Pass, x: &Var, weight: &Var) -> Result<Var> {
         let bias = pass.weight(self.bias)?;
-        ops::conv(&mut pass.tape, x, weight, &bias, self.window)
+        let y = ops::conv(&mut pass.tape, x, weight, &bias, self.window)?;
+        pass.watched(self.weight, y)
     }
 }
 
@@ -167,7 +172,8 @@ impl DepthwiseGelu {
     /// When the shapes do not fit.
     pub fn forward(&self, pass: &mut Pass, x: &Var) -> Result<Var> {
         let (weight, bias) = (pass.weight(self.weight)?, pass.weight(self.bias)?);
-        ops::depthwise_gelu(&mut pass.tape, x, &weight, &bias)
+        let y = ops::depthwise_gelu(&mut pass.tape, x, &weight, &bias)?;
+        pass.watched(self.weight, y)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::params::{ParamId, Params};
+use super::params::{Param, ParamId, Params};
 use crate::ops::{self, BatchNorm, BatchStatistics};
 use crate::tape::{Tape, Var};
 use crate::{DType, Device, Result, Tensor};
@@ -11,14 +11,28 @@ use crate::{DType, Device, Result, Tensor};
 pub struct Pass<'a> {
     params: &'a Params,
     /// Where operations are recorded.
-    pub tape: Tape,
+    pub tape: Tape<'a>,
     leaves: Vec<Option<Var>>,
     /// The leaves rounded to the type of the products, where that is not float32.
     rounded: Vec<Option<Var>>,
     training: Option<u64>,
     draws: u64,
     statistics: Vec<RunningUpdate>,
+    /// Whether [`Pass::recomputed`] keeps nothing but the input of what it computes.
+    pub recompute: bool,
+    watcher: Option<Watcher<'a>>,
+    observations: Option<Observations>,
 }
+
+/// Values that somebody looks at, by name and level.
+struct Observations {
+    /// The names whose values are leaves of the tape.
+    leaves: Vec<String>,
+    values: BTreeMap<String, Var>,
+}
+
+/// Looks at a layer's first parameter, which bears the layer's names, and at its output.
+type Watcher<'a> = Box<dyn FnMut(&Param, &Tensor) -> Result<()> + 'a>;
 
 /// Batch statistics on their way into running statistics.
 #[derive(Clone)]
@@ -45,11 +59,104 @@ impl<'a> Pass<'a> {
         Self { tape: Tape::off(), training: None, ..Self::train(params, 0) }
     }
 
+    /// A pass like [`Pass::eval`] that keeps what [`Pass::observe`] sees, for [`Pass::observed`].
+    ///
+    /// The values named in `leaves` become leaves of the tape, and parameters are constants: what follows them is
+    /// recorded, for gradients with respect to them, and what comes before is not. A leaf that follows another one
+    /// takes the gradient from it.
+    pub fn observing(params: &'a Params, leaves: &[String]) -> Self {
+        let observations = Some(Observations { leaves: leaves.to_vec(), values: BTreeMap::new() });
+        Self { training: None, observations, ..Self::train(params, 0) }
+    }
+
     /// A pass that records, with batch statistics; `seed` decides what drop path and dropout drop.
     pub fn train(params: &'a Params, seed: u64) -> Self {
         let (leaves, rounded) = (vec![None; params.len()], vec![None; params.len()]);
         let (tape, training) = (Tape::new(), Some(seed));
-        Self { params, tape, leaves, rounded, training, draws: 0, statistics: Vec::new() }
+        let (statistics, recompute, watcher, observations) = (Vec::new(), false, None, None);
+        Self {
+            params,
+            tape,
+            leaves,
+            rounded,
+            training,
+            draws: 0,
+            statistics,
+            recompute,
+            watcher,
+            observations,
+        }
+    }
+
+    /// Has `watcher` look at the output `(S, …)` of each layer in the order of the computation, with the parameter that
+    /// the layer was made with first: its names, one for each stream, begin with the published name of the layer.
+    pub fn watch(&mut self, watcher: impl FnMut(&Param, &Tensor) -> Result<()> + 'a) {
+        self.watcher = Some(Box::new(watcher));
+    }
+
+    /// The output `y` of the layer whose first parameter is `id`, seen by whoever watches.
+    ///
+    /// # Errors
+    /// What the watcher says.
+    pub fn watched(&mut self, id: ParamId, y: Var) -> Result<Var> {
+        if let Some(watcher) = &mut self.watcher {
+            watcher(self.params.get(id), y.value())?;
+        }
+        Ok(y)
+    }
+
+    /// f(x), of which, with [`Pass::recompute`], nothing but x is kept: backward computes the inside again with the same
+    /// draws, so every gradient has the bits that it would have had.
+    ///
+    /// # Errors
+    /// Those of `f`.
+    pub fn recomputed(
+        &mut self,
+        x: Var,
+        f: impl Fn(&mut Pass<'a>, Var) -> Result<Var> + Send + 'a,
+    ) -> Result<Var> {
+        if !self.recompute || !self.tape.is_recording() {
+            return f(self, x);
+        }
+        let (params, training, draws) = (self.params, self.training, self.draws);
+        let inner = move |tape| Pass { tape, training, draws, ..Pass::train(params, 0) };
+        let mut pass = inner(Tape::off());
+        pass.watcher = self.watcher.take();
+        let (key, x) = (x.key(), x.into_value());
+        let y = f(&mut pass, Var::constant(x.clone()))?.into_value();
+        let Pass { leaves, draws, mut statistics, watcher, .. } = pass;
+        (self.draws, self.watcher) = (draws, watcher);
+        self.statistics.append(&mut statistics);
+        let used = (0..leaves.len()).filter(|&i| leaves[i].is_some()).map(ParamId);
+        let used: Vec<ParamId> = used.collect();
+        let keys = std::iter::once(key).chain(used.iter().map(|&id| self.param(id).key())).collect();
+        Ok(self.tape.record_list(keys, y, move |dy| {
+            let mut pass = inner(Tape::new());
+            let x = pass.tape.leaf(x);
+            let y = f(&mut pass, x.clone())?;
+            let Pass { tape, leaves, .. } = pass;
+            let mut gradients = tape.backward_with(&y, dy)?;
+            let inputs = std::iter::once(Some(&x)).chain(used.iter().map(|id| leaves[id.0].as_ref()));
+            Ok(inputs.map(|input| gradients.take(input?)).collect())
+        }))
+    }
+
+    /// Keeps `value` under `name` and the number of `level`, which is counted from 0, if somebody looks; the value that
+    /// the pass goes on with.
+    pub fn observe(&mut self, name: &str, level: usize, value: Var) -> Var {
+        let Some(observations) = &mut self.observations else { return value };
+        let name = format!("{name}{}", level + 1);
+        let value = match observations.leaves.contains(&name) {
+            true => self.tape.leaf(value.into_value()),
+            false => value,
+        };
+        observations.values.insert(name, value.clone());
+        value
+    }
+
+    /// What was observed under a name with its level, `fused1` for the finest; `None` when there was no such value.
+    pub fn observed(&self, name: &str) -> Option<&Var> {
+        self.observations.as_ref()?.values.get(name)
     }
 
     /// The device that computes.
@@ -78,8 +185,10 @@ impl<'a> Pass<'a> {
 
     /// The parameter as a float32 variable; the same one each time.
     pub fn param(&mut self, id: ParamId) -> Var {
-        let (tape, params) = (&mut self.tape, self.params);
-        self.leaves[id.0].get_or_insert_with(|| tape.leaf(params.get(id).value.clone())).clone()
+        let (tape, value) = (&mut self.tape, &self.params.get(id).value);
+        let constant = self.observations.is_some();
+        let leaf = || if constant { Var::constant(value.clone()) } else { tape.leaf(value.clone()) };
+        self.leaves[id.0].get_or_insert_with(leaf).clone()
     }
 
     /// A seed and a stream number that no other draw of this pass has; `None` in evaluation.
@@ -127,6 +236,24 @@ impl<'a> Pass<'a> {
         let mut gradients = self.tape.backward_with(loss, seed)?;
         let gradients = self.leaves.iter().map(|leaf| gradients.take(leaf.as_ref()?)).collect();
         Ok(Step { gradients, statistics: self.statistics })
+    }
+}
+
+impl Step {
+    /// Adds the gradients of another pass on the same parameters; its running statistics come after those of this one.
+    ///
+    /// # Errors
+    /// When a device reports one.
+    pub fn add(&mut self, other: Self) -> Result<()> {
+        for (sum, gradient) in self.gradients.iter_mut().zip(other.gradients) {
+            match (sum, gradient) {
+                (Some(sum), Some(gradient)) => sum.add_assign(&gradient)?,
+                (empty, gradient @ Some(_)) => *empty = gradient,
+                (_, None) => {}
+            }
+        }
+        self.statistics.extend(other.statistics);
+        Ok(())
     }
 }
 

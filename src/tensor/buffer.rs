@@ -2,10 +2,13 @@
 //!
 //! A training step frees and asks for the same sizes over and over; fresh pages from the system cost more than
 //! many of the kernels that fill them. So a freed buffer waits in a pool for the next request of its size. The pool
-//! never makes the process larger than its live peak: before a new allocation would, waiting buffers are released.
+//! makes the process no larger than [`most_bytes`] of its live peak: before a new allocation would, waiting buffers are
+//! released.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
+
+use memmap2::MmapMut;
 
 use super::Element;
 
@@ -16,11 +19,58 @@ struct Line([u8; 64]);
 
 /// Buffers below this many lines go straight to the system allocator, which is good at them.
 const SMALLEST_POOLED: usize = 256;
+/// Buffers from this many lines on, 128 KiB, are mappings of their own. The C library's allocator would place those of up
+/// to 32 MiB in its heap, where holes that nothing fits into make a training half as large again as its tensors.
+const SMALLEST_MAPPED: usize = 2048;
+
+/// Lines of memory, from the allocator or from the system.
+enum Lines {
+    Heap(Box<[Line]>),
+    Mapped(MmapMut),
+}
+
+impl Lines {
+    fn zeroed(lines: usize) -> Self {
+        if lines >= SMALLEST_MAPPED
+            && let Ok(mapped) = MmapMut::map_anon(lines * size_of::<Line>())
+        {
+            return Self::Mapped(mapped);
+        }
+        Self::Heap(bytemuck::allocation::zeroed_slice_box(lines))
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Heap(lines) => lines.len(),
+            Self::Mapped(bytes) => bytes.len() / size_of::<Line>(),
+        }
+    }
+
+    fn as_slice<T: Element>(&self) -> &[T] {
+        match self {
+            Self::Heap(lines) => bytemuck::cast_slice(lines),
+            Self::Mapped(bytes) => bytemuck::cast_slice(bytes),
+        }
+    }
+
+    fn as_mut_slice<T: Element>(&mut self) -> &mut [T] {
+        match self {
+            Self::Heap(lines) => bytemuck::cast_slice_mut(lines),
+            Self::Mapped(bytes) => bytemuck::cast_slice_mut(bytes),
+        }
+    }
+}
+
+impl Default for Lines {
+    fn default() -> Self {
+        Self::Heap(Box::default())
+    }
+}
 
 #[derive(Default)]
 struct Pool {
     /// Freed buffers by their length in lines.
-    free: BTreeMap<usize, Vec<Box<[Line]>>>,
+    free: BTreeMap<usize, Vec<Lines>>,
     /// Lines in `free`, in use, and the most that were in use at once since the start and since the last reset.
     waiting: usize,
     live: usize,
@@ -30,6 +80,12 @@ struct Pool {
 
 static POOL: Mutex<Pool> =
     Mutex::new(Pool { free: BTreeMap::new(), waiting: 0, live: 0, most_live: 0, peak: 0 });
+
+/// The most that tensors and waiting buffers together take, where `peak` is the most that tensors ever took at once. With
+/// less room than a quarter, a step would throw away buffers that it soon asks for again.
+pub fn most_bytes(peak: usize) -> usize {
+    peak + peak / 4
+}
 
 /// Bytes in all tensors that are alive now.
 pub fn live_bytes() -> usize {
@@ -54,7 +110,7 @@ fn lock() -> std::sync::MutexGuard<'static, Pool> {
 
 impl Pool {
     /// A waiting buffer of exactly `lines`, or `None` once there is room for a new one.
-    fn take(&mut self, lines: usize) -> Option<Box<[Line]>> {
+    fn take(&mut self, lines: usize) -> Option<Lines> {
         self.live += lines;
         self.peak = self.peak.max(self.live);
         self.most_live = self.most_live.max(self.live);
@@ -68,7 +124,7 @@ impl Pool {
                 return found;
             }
         }
-        while self.live + self.waiting > self.most_live {
+        while self.live + self.waiting > most_bytes(self.most_live) {
             let Some(mut entry) = self.free.last_entry() else { break };
             self.waiting -= *entry.key();
             entry.get_mut().pop();
@@ -82,7 +138,7 @@ impl Pool {
 
 /// A block of host memory that returns to the pool when dropped. Its content starts arbitrary.
 pub struct Buffer {
-    lines: Box<[Line]>,
+    lines: Lines,
 }
 
 impl Buffer {
@@ -90,17 +146,17 @@ impl Buffer {
     pub fn new(bytes: usize) -> Self {
         let lines = bytes.div_ceil(size_of::<Line>());
         let recycled = lock().take(lines);
-        Self { lines: recycled.unwrap_or_else(|| bytemuck::allocation::zeroed_slice_box(lines)) }
+        Self { lines: recycled.unwrap_or_else(|| Lines::zeroed(lines)) }
     }
 
     /// The whole buffer as elements of `T`.
     pub fn as_slice<T: Element>(&self) -> &[T] {
-        bytemuck::cast_slice(&self.lines)
+        self.lines.as_slice()
     }
 
     /// The whole buffer as elements of `T`, for writing.
     pub fn as_mut_slice<T: Element>(&mut self) -> &mut [T] {
-        bytemuck::cast_slice_mut(&mut self.lines)
+        self.lines.as_mut_slice()
     }
 }
 
@@ -109,7 +165,9 @@ impl Drop for Buffer {
         let lines = std::mem::take(&mut self.lines);
         let mut pool = lock();
         pool.live -= lines.len();
-        if lines.len() >= SMALLEST_POOLED && pool.live + pool.waiting + lines.len() <= pool.most_live {
+        if lines.len() >= SMALLEST_POOLED
+            && pool.live + pool.waiting + lines.len() <= most_bytes(pool.most_live)
+        {
             pool.waiting += lines.len();
             pool.free.entry(lines.len()).or_default().push(lines);
         }

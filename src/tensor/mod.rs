@@ -11,7 +11,7 @@ mod shape;
 use std::ops::Range;
 use std::sync::Arc;
 
-pub use buffer::{Buffer, live_bytes, peak_bytes, reset_peak_bytes};
+pub use buffer::{Buffer, live_bytes, most_bytes, peak_bytes, reset_peak_bytes};
 pub use device::{Device, Precision};
 pub use dtype::{DType, Element};
 pub use shape::{MAX_RANK, Shape};

@@ -56,6 +56,8 @@ pub struct OptimizerConfig {
     pub warmup_epochs: f64,
     /// Exponent of the decay (1 − step/total)^power.
     pub power: f64,
+    /// The largest norm of all gradients together: longer ones are shortened to it. 0, the published recipe: no limit.
+    pub max_norm: f64,
 }
 
 /// What a training example looks like.
@@ -76,8 +78,12 @@ pub struct AugmentConfig {
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RunConfig {
-    /// Examples in a step.
+    /// Examples that are computed at once: a micro-batch.
     pub batch: usize,
+    /// Micro-batches in a step, whose gradients are averaged. The mean of their gradients is not quite that of one batch
+    /// of all their examples: batch norms see each micro-batch alone, cross entropy divides by the labelled pixels of
+    /// each, and dice is computed of each.
+    pub accumulate: usize,
     /// Steps; when 0, `epochs` counts.
     pub steps: usize,
     /// Passes through the training list.
@@ -88,6 +94,20 @@ pub struct RunConfig {
     pub mask_keep: f64,
     /// Steps between checkpoints.
     pub checkpoint_every: usize,
+    /// Whether encoder blocks are computed again in backward instead of being kept: less memory, more time, the same
+    /// bits.
+    pub recompute: bool,
+    /// Decay of the moving average of the weights, which is kept beside them; 0: none is kept.
+    pub ema: f64,
+    /// So many steps in a row may have a loss or gradient that is not finite, and change nothing; then training stops.
+    pub max_bad_steps: usize,
+}
+
+impl RunConfig {
+    /// Examples of a step.
+    pub fn examples(&self) -> usize {
+        self.batch * self.accumulate
+    }
 }
 
 /// A whole configuration, the sections of the TOML file.
@@ -117,6 +137,7 @@ impl Default for OptimizerConfig {
             warmup_steps: 0,
             warmup_epochs: 50.0,
             power: 0.9,
+            max_norm: 0.0,
         }
     }
 }
@@ -130,7 +151,18 @@ impl Default for AugmentConfig {
 
 impl Default for RunConfig {
     fn default() -> Self {
-        Self { batch: 6, steps: 0, epochs: 350.0, seed: 0, mask_keep: 0.85, checkpoint_every: 500 }
+        Self {
+            batch: 6,
+            accumulate: 1,
+            steps: 0,
+            epochs: 350.0,
+            seed: 0,
+            mask_keep: 0.85,
+            checkpoint_every: 500,
+            recompute: false,
+            ema: 0.0,
+            max_bad_steps: 20,
+        }
     }
 }
 
@@ -166,7 +198,7 @@ impl Config {
 
     /// Sets `steps` and `warmup_steps` from the epochs where they are 0, for `examples` examples.
     pub fn count_steps(&mut self, examples: usize) {
-        let per_epoch = examples as f64 / self.run.batch.max(1) as f64;
+        let per_epoch = examples as f64 / self.run.examples().max(1) as f64;
         if self.run.steps == 0 {
             self.run.steps = (self.run.epochs * per_epoch).ceil().max(1.0) as usize;
         }
@@ -186,6 +218,16 @@ impl Config {
         let smallest = a.height.min(a.width);
         let wrong = [
             (!(1..=1024).contains(&r.batch), format!("run.batch = {}: must be 1 to 1024", r.batch)),
+            (
+                !(1..=1024).contains(&r.accumulate),
+                format!("run.accumulate = {}: must be 1 to 1024 micro-batches", r.accumulate),
+            ),
+            (!(0.0..1.0).contains(&r.ema), format!("run.ema = {}: must be at least 0 and below 1", r.ema)),
+            (r.max_bad_steps == 0, "run.max_bad_steps = 0: must be at least 1".into()),
+            (
+                !(0.0..=f64::from(f32::MAX)).contains(&o.max_norm),
+                format!("optimizer.max_norm = {}: must be positive, or 0 for no limit", o.max_norm),
+            ),
             (!(0.0..=1.0).contains(&r.mask_keep), format!("run.mask_keep = {}: must be 0 to 1", r.mask_keep)),
             (r.checkpoint_every == 0, "run.checkpoint_every = 0: must be at least 1".into()),
             (!(r.epochs > 0.0 || r.steps > 0), format!("run.epochs = {}: must be positive", r.epochs)),
@@ -237,5 +279,30 @@ mod tests {
         assert!((config.lr(0) - 6.3e-6).abs() < 1e-12);
         assert!((config.lr(50) - 6.3e-5 * 0.5f64.powf(0.9)).abs() < 1e-12);
         assert_eq!(config.lr(100), 0.0);
+    }
+
+    #[test]
+    fn a_step_of_several_micro_batches_counts_once() {
+        let mut config = Config::default();
+        (config.run.batch, config.run.accumulate, config.run.epochs) = (4, 3, 2.0);
+        config.optimizer.warmup_epochs = 0.5;
+        config.count_steps(120);
+        assert_eq!((config.run.steps, config.optimizer.warmup_steps), (20, 5));
+    }
+
+    #[test]
+    fn numbers_that_cannot_be_used_are_named() {
+        let error = |change: fn(&mut Config)| {
+            let mut config = Config::default();
+            change(&mut config);
+            config.validate().unwrap_err().to_string()
+        };
+        Config::default().validate().unwrap();
+        assert!(error(|c| c.run.accumulate = 0).contains("run.accumulate = 0: must be 1 to 1024"));
+        assert!(error(|c| c.run.ema = 1.0).contains("run.ema = 1: must be"));
+        assert!(error(|c| c.run.ema = f64::NAN).contains("run.ema = NaN"));
+        assert!(error(|c| c.run.max_bad_steps = 0).contains("run.max_bad_steps = 0"));
+        assert!(error(|c| c.optimizer.max_norm = -1.0).contains("optimizer.max_norm = -1"));
+        assert!(error(|c| c.optimizer.max_norm = f64::INFINITY).contains("optimizer.max_norm = inf"));
     }
 }

@@ -1,6 +1,13 @@
 //! The examples that a run is fed with.
 
+use std::ops::Range;
 use std::sync::OnceLock;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::thread::Scope;
+use std::time::Instant;
+
+use rayon::ThreadPoolBuilder;
+use rayon::prelude::*;
 
 use super::config::Config;
 use super::domain;
@@ -9,7 +16,25 @@ use crate::random::Philox;
 use crate::{Error, Result};
 
 /// Decoded samples are kept while all of them together take no more than this.
-const CACHE_BYTES: usize = 1 << 29;
+pub(super) const CACHE_BYTES: usize = 1 << 29;
+
+/// Threads that decode and augment, at most: they feed a device with hundreds of pairs a second.
+const MOST_READERS: usize = 16;
+
+/// Batches in the order of their steps, each with the seconds that were spent on waiting for it.
+pub struct Feed {
+    batches: Receiver<Result<Batch>>,
+}
+
+impl Iterator for Feed {
+    type Item = (Result<Batch>, f64);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let start = Instant::now();
+        let batch = self.batches.recv().ok()?;
+        Some((batch, start.elapsed().as_secs_f64()))
+    }
+}
 
 /// The examples of a run. What example `n` is depends on the seed and `n` alone.
 pub struct Examples<'a> {
@@ -32,17 +57,16 @@ impl<'a> Examples<'a> {
 
     /// The epoch that step `step` begins in.
     pub fn epoch(&self, step: usize) -> usize {
-        step * self.config.run.batch / self.dataset.len()
+        step * self.config.run.examples() / self.dataset.len()
     }
 
-    /// The batch of step `step`.
+    /// The batch of step `step`: its micro-batches one after the other.
     ///
     /// # Errors
     /// When a file of the data set cannot be read.
     pub fn batch(&self, step: usize) -> Result<Batch> {
-        use rayon::prelude::*;
-        let (length, first) = (self.dataset.len(), step * self.config.run.batch);
-        let end = first + self.config.run.batch;
+        let (length, first) = (self.dataset.len(), step * self.config.run.examples());
+        let end = first + self.config.run.examples();
         // A batch can reach from one epoch into the next.
         let orders: Vec<_> = (first / length..end.div_ceil(length)).map(|epoch| self.order(epoch)).collect();
         let examples = (first..end).into_par_iter().map(|n| {
@@ -50,6 +74,30 @@ impl<'a> Examples<'a> {
             self.example(n, order[n % length])
         });
         batch(&examples.collect::<Result<Vec<_>>>()?)
+    }
+
+    /// The batches of `steps`, made ahead by threads of their own while training goes on: at most two wait.
+    ///
+    /// The threads end with the steps, or once the receiver is gone.
+    ///
+    /// # Errors
+    /// When the threads cannot be started.
+    pub fn feed<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>, steps: Range<usize>) -> Result<Feed> {
+        // Not the threads that compute: they would come to a batch late, or to a step.
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MOST_READERS);
+        let pool =
+            ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("reader {i}")).build();
+        let pool =
+            pool.map_err(|e| Error::Config(format!("threads that read the data cannot be started: {e}")))?;
+        let (sender, batches) = sync_channel(2);
+        scope.spawn(move || {
+            for step in steps {
+                if sender.send(pool.install(|| self.batch(step))).is_err() {
+                    break;
+                }
+            }
+        });
+        Ok(Feed { batches })
     }
 
     /// The samples of an epoch, in its order.

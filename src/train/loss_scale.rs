@@ -4,6 +4,8 @@ use crate::DType;
 
 /// Steps without an overflow after which the scale doubles.
 const PATIENCE: u32 = 2000;
+/// The clean steps of a scale that never changes, where they are written down.
+const UNSCALED: u32 = u32::MAX;
 
 /// The factor that the loss is multiplied with before it is differentiated, and the gradients divided by afterwards.
 ///
@@ -25,17 +27,18 @@ impl LossScale {
         }
     }
 
-    /// One that was written down as its factor and the number of clean steps, on a pass of type `compute`.
+    /// One that was written down as its factor and the number of clean steps, on a pass of type `compute`. It begins
+    /// anew when only one of the two, the pass now or the one before, needs scaling.
     pub fn resume(compute: DType, value: f32, clean: u32) -> Self {
         match Self::new(compute).clean {
-            Some(_) => Self { value, clean: Some(clean) },
-            None => Self::new(compute),
+            Some(_) if clean != UNSCALED => Self { value, clean: Some(clean) },
+            _ => Self::new(compute),
         }
     }
 
-    /// Steps since the last change.
+    /// Steps since the last change; the largest number when nothing is scaled.
     pub fn clean_steps(self) -> u32 {
-        self.clean.unwrap_or(0)
+        self.clean.unwrap_or(UNSCALED)
     }
 
     /// The factor.
@@ -89,5 +92,19 @@ mod tests {
         let mut none = LossScale::new(DType::BF16);
         none.update(false);
         assert!(none.value() == 1.0 && !none.can_shrink());
+    }
+
+    #[test]
+    fn goes_on_as_it_was_written_down() {
+        let resumed =
+            |compute, scale: LossScale| LossScale::resume(compute, scale.value(), scale.clean_steps());
+        let mut scale = LossScale::new(DType::F16);
+        scale.update(false);
+        scale.update(true);
+        assert_eq!(resumed(DType::F16, scale), scale);
+        let none = LossScale::new(DType::F32);
+        assert_eq!(resumed(DType::BF16, scale), none);
+        assert_eq!(resumed(DType::F32, none), none);
+        assert_eq!(resumed(DType::F16, none), LossScale::new(DType::F16));
     }
 }

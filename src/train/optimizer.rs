@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::checkpoint::{Array, State};
 use crate::cpu::adamw::{self, AdamW, Outcome, Parameter, Scaling};
-use crate::nn::{Params, Role, Step};
+use crate::nn::{Param, Params, Role, Step};
 use crate::{DType, Device, Error, Result, Tensor, cuda};
 
 /// What PyTorch calls the two moments.
@@ -83,11 +83,7 @@ impl Optimizer {
         for ((_, param), moments) in params.iter().zip(&self.moments) {
             let Some(moments) = moments else { continue };
             for (kind, moment) in MOMENTS.into_iter().zip(moments) {
-                let moment = moment.to(&Device::Cpu)?;
-                for (stream, name) in param.names.iter().enumerate() {
-                    let array = Array { shape: param.published_shape(), data: param.export(&moment, stream) };
-                    state.insert(format!("{kind}.{name}"), array);
-                }
+                export(&mut state, kind, param, moment)?;
             }
         }
         Ok(state)
@@ -104,19 +100,34 @@ impl Optimizer {
                 restored.push(None);
                 continue;
             }
-            let moment = |kind: &str| -> Result<Tensor> {
-                let mut moment = Tensor::zeros(param.value.shape());
-                for (stream, name) in param.names.iter().enumerate() {
-                    let name = format!("{kind}.{name}");
-                    let array = state.get(&name);
-                    let array = array.ok_or_else(|| Error::Config(format!("{name} is missing")))?;
-                    param.import_into(&mut moment, stream, &array.data)?;
-                }
-                moment.to(params.device())
-            };
+            let moment = |kind| import(state, kind, param, params.device());
             restored.push(Some([moment(MOMENTS[0])?, moment(MOMENTS[1])?]));
         }
         (self.moments, self.steps) = (restored, steps);
         Ok(())
     }
+}
+
+/// Writes `value`, of the shape of `param`, as `KIND.NAME` for each published name.
+pub(super) fn export(state: &mut State, kind: &str, param: &Param, value: &Tensor) -> Result<()> {
+    let value = value.to(&Device::Cpu)?;
+    for (stream, name) in param.names.iter().enumerate() {
+        let array = Array { shape: param.published_shape(), data: param.export(&value, stream) };
+        state.insert(format!("{kind}.{name}"), array);
+    }
+    Ok(())
+}
+
+/// The reverse of [`export`], on `device`.
+///
+/// # Errors
+/// Names what is missing or has another size.
+pub(super) fn import(state: &State, kind: &str, param: &Param, device: &Device) -> Result<Tensor> {
+    let mut value = Tensor::zeros(param.value.shape());
+    for (stream, name) in param.names.iter().enumerate() {
+        let name = format!("{kind}.{name}");
+        let array = state.get(&name).ok_or_else(|| Error::Config(format!("{name} is missing")))?;
+        param.import_into(&mut value, stream, &array.data)?;
+    }
+    value.to(device)
 }

@@ -1,5 +1,7 @@
 //! What several tests need.
 
+#![allow(dead_code, reason = "no test needs all of it")]
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, Output};
