@@ -641,3 +641,32 @@ fn a_device_that_cannot_be_used() {
         succeeds(and(&["--device", "auto"]));
     }
 }
+
+/// A data set that lies as FMB is published brings FMB's classes and learning rate; one with classes of its own does not.
+#[test]
+fn a_published_layout_brings_its_schedule() {
+    let folder = tempfile::tempdir().unwrap();
+    let (data, run) = (folder.path().join("data"), |name: &str| folder.path().join(name));
+    amdanet::data::synth::write_as(amdanet::data::Layout::Fmb, &data, 8, 1, 32, 32, &mut |_| ()).unwrap();
+    let train = |out: &Path| {
+        let small =
+            ["--encoder", "nano", "--size", "32x32", "--batch", "1", "--steps", "1", "--threads", "1"];
+        let mut args = vec!["train", "--data", data.to_str().unwrap(), "--out", out.to_str().unwrap()];
+        args.extend(small);
+        succeeds(args)
+    };
+    let config =
+        |out: &Path| -> toml::Table { fs::read_to_string(out.join("config.toml")).unwrap().parse().unwrap() };
+    assert!(!train(&run("own")).contains("preset"));
+    assert_eq!(config(&run("own"))["optimizer"]["lr"].as_float(), Some(6.3e-5));
+    fs::remove_file(data.join("classes.toml")).unwrap();
+    let said = train(&run("published"));
+    assert!(
+        said.contains("preset fmb")
+            && said.contains("FMB's layout, 7 train, no val split of its own, 1 test"),
+        "{said}"
+    );
+    let config = config(&run("published"));
+    assert_eq!(config["optimizer"]["lr"].as_float(), Some(3e-5));
+    assert_eq!(config["model"]["classes"].as_integer(), Some(15));
+}

@@ -25,7 +25,7 @@ pub struct Train {
     /// Folder of the run: config.toml, metrics.jsonl, checkpoints/ and event files for TensorBoard
     #[arg(long)]
     out: PathBuf,
-    /// Classes and schedule of a known data set
+    /// Classes and schedule of a known data set [default: of the one whose layout DATA has]
     #[arg(long, value_enum)]
     preset: Option<Preset>,
     /// Learning rate of the published code or of the paper
@@ -99,9 +99,12 @@ pub struct Train {
 }
 
 impl Train {
-    pub fn run(self) -> Result<()> {
+    pub fn run(mut self) -> Result<()> {
         let device = self.machine.set_up()?;
         let train = self.data.open(Split::Train)?;
+        // A published data set, as it is, brings its own schedule.
+        let published = train.classes().is_some() && train.classes() == train.layout().classes().as_ref();
+        self.preset = self.preset.or(Preset::of(train.layout()).filter(|_| published));
         let classes = self.classes(&train)?;
         let config = self.configure(classes.as_ref(), train.len())?;
         let classes = match classes {
@@ -218,7 +221,10 @@ impl Train {
         say(format!("network   {arch} {encoder}, {parameters:.2} million parameters, {classes} classes"));
         let epochs = (r.steps * r.examples()) as f64 / train.len() as f64;
         let (steps, examples, height, width) = (r.steps, r.examples(), a.height, a.width);
-        say(format!("training  {steps} steps of {examples} crops of {height}x{width}: {epochs:.1} epochs"));
+        let preset = self.preset.map_or(String::new(), |preset| format!(", preset {}", preset.name()));
+        say(format!(
+            "training  {steps} steps of {examples} crops of {height}x{width}: {epochs:.1} epochs{preset}"
+        ));
         say(format!("machine   {machine}"));
         say(format!("run       {}", self.out.display()));
         Ok(())

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::losses::LossWeights;
+use crate::data::Layout;
 use crate::model::{Arch, Encoder, ModelConfig};
 use crate::{Error, Result};
 
@@ -19,6 +20,16 @@ pub enum Preset {
 }
 
 impl Preset {
+    /// The data set that is published in this layout.
+    pub fn of(layout: Layout) -> Option<Self> {
+        match layout {
+            Layout::Flat => None,
+            Layout::Mfnet => Some(Self::Mfnet),
+            Layout::Fmb => Some(Self::Fmb),
+            Layout::Pst900 => Some(Self::Pst900),
+        }
+    }
+
     /// The name of the preset: `mfnet`, `fmb` or `pst900`.
     pub fn name(self) -> &'static str {
         ["mfnet", "fmb", "pst900"][self as usize]
