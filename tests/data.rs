@@ -484,7 +484,7 @@ fn a_layout_with_something_missing_says_what() {
     fails(open().sample(0), &[&name, "PNG"]);
     fs::remove_file(&image).unwrap();
     write_rgb(&image, 32, 32, &[7; 32 * 32 * 3]).unwrap();
-    fails(open().sample(0), &[&name, "has 3 channels instead of four", "flat layout"]);
+    fails(open().sample(0), &[&name, "3 channels, but MFNet's pictures have four", "flat layout"]);
     fs::write(&image, bytes).unwrap();
     assert!(open().sample(0).is_ok());
     fs::remove_file(root.join(format!("labels/{name}.png"))).unwrap();

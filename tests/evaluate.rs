@@ -1,13 +1,12 @@
 //! Evaluation: its modes, its scores by hand, and the report.
 
-#[allow(dead_code)]
 mod common;
 
 use std::fs;
 use std::path::Path;
 
 use amdanet::checkpoint;
-use amdanet::data::{ClassSet, Dataset, Labels, Picture, Sample, Split, synth, write_gray, write_rgb};
+use amdanet::data::{ClassSet, Dataset, Labels, Sample, Split, Stored, Values, synth, write_gray, write_rgb};
 use amdanet::evaluate::{Modality, Modes, Options, Prediction, Predictor, Window, evaluate, predict};
 use amdanet::metrics::{FusionMean, fusion_metrics, luminance};
 use amdanet::model::{Amdanet, Arch};
@@ -389,7 +388,7 @@ fn a_report_of_one_class_and_nothing_that_counts() {
 #[test]
 fn a_gallery_keeps_both_ends() {
     let sample = |name: String| {
-        let picture = Picture { width: 10, height: 1, rgb: vec![0.5; 30] };
+        let picture = Stored { width: 10, height: 1, values: Values::Rgb8(vec![128; 30]) };
         let labels = Labels { width: 10, height: 1, ids: vec![0; 10] };
         Sample { name, visible: picture.clone(), infrared: picture, labels }
     };

@@ -8,7 +8,7 @@ use super::progress::Progress;
 use super::train::{End, fit};
 use super::{Machine, say};
 use crate::data::{
-    ClassSet, Dataset, Picture, Sample, Split, Tile, colorize, contact_sheet, synth, write_rgb,
+    ClassSet, Dataset, Sample, Split, Stored, Tile, colorize, contact_sheet, synth, write_rgb,
 };
 use crate::evaluate::{Modality, Options, Prediction, evaluate};
 use crate::model::{Amdanet, Arch, Encoder};
@@ -116,7 +116,7 @@ impl Demo {
 
 /// Visible, infrared, fused, label, prediction.
 pub(super) fn tiles(sample: &Sample, predicted: &Prediction, classes: &ClassSet) -> Vec<Tile> {
-    let Picture { width, height, .. } = sample.visible;
+    let Stored { width, height, .. } = sample.visible;
     let tile = |rgb: Vec<u8>| Tile { width, height, rgb };
     vec![
         tile(sample.visible.to_rgb8()),

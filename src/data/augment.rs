@@ -3,7 +3,8 @@
 //! The three steps are one: for every row and column of the crop it is known which source pixels it comes from, so
 //! only the crop is ever computed, never the whole scaled picture.
 
-use super::{IGNORED, Labels, Picture, Sample};
+use super::stored::Value;
+use super::{IGNORED, Labels, Sample, Stored, Values};
 use crate::{DType, Device, Error, Result, Tensor};
 
 /// How samples become training examples.
@@ -66,8 +67,8 @@ impl Example {
         Self {
             height,
             width,
-            visible: sample.visible.rgb.clone(),
-            infrared: sample.infrared.rgb.clone(),
+            visible: sample.visible.picture().rgb,
+            infrared: sample.infrared.picture().rgb,
             labels: ids.clone(),
             valid: vec![1; ids.len()],
         }
@@ -90,7 +91,7 @@ pub fn augment(sample: &Sample, config: &Augment, uniform: &mut dyn FnMut() -> f
     let factor = config.scales.get(pick(scale, config.scales.len())).copied().unwrap_or(1.0);
     // The published recipe rounds the scaled size down.
     let scaled = |length: usize| ((length as f64 * factor) as usize).max(1);
-    let Picture { width: from_width, height: from_height, .. } = sample.visible;
+    let Stored { width: from_width, height: from_height, .. } = sample.visible;
     let rows = Axis::crop(from_height, scaled(from_height), height, row, false);
     let columns = Axis::crop(from_width, scaled(from_width), width, column, mirror < config.mirror);
 
@@ -109,8 +110,8 @@ pub fn augment(sample: &Sample, config: &Augment, uniform: &mut dyn FnMut() -> f
     Example {
         height,
         width,
-        visible: bilinear(&sample.visible, &rows, &columns, height, width),
-        infrared: bilinear(&sample.infrared, &rows, &columns, height, width),
+        visible: crop(&sample.visible, &rows, &columns, height, width),
+        infrared: crop(&sample.infrared, &rows, &columns, height, width),
         labels,
         valid,
     }
@@ -212,24 +213,73 @@ impl Tap {
     }
 }
 
-/// The crop of a picture, padded with 0 to height × width.
-fn bilinear(picture: &Picture, rows: &Axis, columns: &Axis, height: usize, width: usize) -> Vec<f32> {
+/// The crop of a picture as RGB, padded with 0 to height × width.
+fn crop(picture: &Stored, rows: &Axis, columns: &Axis, height: usize, width: usize) -> Vec<f32> {
+    let from = picture.width;
+    match &picture.values {
+        Values::Gray8(v) => bilinear::<_, 1>(v, from, rows, columns, height, width),
+        Values::Rgb8(v) => bilinear::<_, 3>(v, from, rows, columns, height, width),
+        Values::Gray16(v) => bilinear::<_, 1>(v, from, rows, columns, height, width),
+        Values::Rgb16(v) => bilinear::<_, 3>(v, from, rows, columns, height, width),
+    }
+}
+
+#[inline(always)]
+fn mix(a: f32, b: f32, weight: f32) -> f32 {
+    a * (1.0 - weight) + b * weight
+}
+
+/// [`crop`] for `C` channels, of rows of `from` pixels.
+fn bilinear<T: Value, const C: usize>(
+    values: &[T],
+    from: usize,
+    rows: &Axis,
+    columns: &Axis,
+    height: usize,
+    width: usize,
+) -> Vec<f32> {
     let mut out = vec![0.0; height * width * 3];
-    let line = |y: usize| picture.rgb[y * picture.width * 3..][..picture.width * 3].as_chunks::<3>().0;
-    let (pixels, _) = out.as_chunks_mut::<3>();
-    for (y, row) in rows.taps.iter().enumerate() {
-        let (above, below) = (line(row.first), line(row.second));
-        let to = &mut pixels[(rows.start + y) * width + columns.start..];
-        for (to, column) in to.iter_mut().zip(&columns.taps) {
-            let mix = |a: f32, b: f32, weight: f32| a * (1.0 - weight) + b * weight;
-            for (c, to) in to.iter_mut().enumerate() {
-                let a = mix(above[column.first][c], above[column.second][c], column.weight);
-                let b = mix(below[column.first][c], below[column.second][c], column.weight);
-                *to = mix(a, b, row.weight);
+    let inside = columns.taps.len();
+    // Source rows with their columns interpolated, of which neighbouring rows of the crop share some.
+    let mut above = Line::new(inside * C);
+    let mut below = Line::new(inside * C);
+    for (row, out) in rows.taps.iter().zip(out.chunks_exact_mut(width * 3).skip(rows.start)) {
+        if below.row == Some(row.first) {
+            std::mem::swap(&mut above, &mut below);
+        }
+        for (line, at) in [(&mut above, row.first), (&mut below, row.second)] {
+            if line.row != Some(at) {
+                line.row = Some(at);
+                let pixels = values[at * from * C..][..from * C].as_chunks::<C>().0;
+                for (to, column) in line.values.as_chunks_mut::<C>().0.iter_mut().zip(&columns.taps) {
+                    let (a, b) = (&pixels[column.first], &pixels[column.second]);
+                    for c in 0..C {
+                        to[c] = mix(a[c].unit(), b[c].unit(), column.weight);
+                    }
+                }
             }
+        }
+        let out = &mut out[columns.start * 3..][..inside * 3];
+        let mixed = above.values.iter().zip(&below.values).map(|(a, b)| mix(*a, *b, row.weight));
+        if C == 3 {
+            out.iter_mut().zip(mixed).for_each(|(to, value)| *to = value);
+        } else {
+            out.as_chunks_mut::<3>().0.iter_mut().zip(mixed).for_each(|(to, value)| *to = [value; 3]);
         }
     }
     out
+}
+
+/// One row of a picture on the crop's columns.
+struct Line {
+    row: Option<usize>,
+    values: Vec<f32>,
+}
+
+impl Line {
+    fn new(length: usize) -> Self {
+        Self { row: None, values: vec![0.0; length] }
+    }
 }
 
 #[cfg(test)]
@@ -237,11 +287,13 @@ mod tests {
     use super::*;
 
     fn sample(height: usize, width: usize) -> Sample {
-        let rgb = |step: usize| (0..height * width * 3).map(|i| (i * step % 101) as f32 / 100.0).collect();
+        let values = |n: usize, step: usize| (0..n).map(|i| (i * step % 101) as u8).collect();
+        let visible = Values::Rgb8(values(height * width * 3, 37));
+        let infrared = Values::Gray8(values(height * width, 53));
         Sample {
             name: "test".into(),
-            visible: Picture { width, height, rgb: rgb(37) },
-            infrared: Picture { width, height, rgb: rgb(53) },
+            visible: Stored { width, height, values: visible },
+            infrared: Stored { width, height, values: infrared },
             labels: Labels { width, height, ids: (0..height * width).map(|i| (i * 7 % 11) as u8).collect() },
         }
     }
@@ -254,6 +306,12 @@ mod tests {
 
     fn red(rgb: &[f32]) -> Vec<f32> {
         rgb.iter().step_by(3).copied().collect()
+    }
+
+    impl Value for f32 {
+        fn unit(self) -> f32 {
+            self
+        }
     }
 
     /// Source rows, columns, scaled rows, columns; the red channel by INTER_LINEAR; the labels by INTER_NEAREST.
@@ -312,7 +370,8 @@ mod tests {
             let s = sample(h, w);
             let (rows, columns) =
                 (Axis::crop(h, to_h, to_h, 0.0, false), Axis::crop(w, to_w, to_w, 0.0, false));
-            let got = red(&bilinear(&s.visible, &rows, &columns, to_h, to_w));
+            let picture: Vec<f32> = (0..h * w * 3).map(|i| (i * 37 % 101) as f32 / 100.0).collect();
+            let got = red(&bilinear::<_, 3>(&picture, w, &rows, &columns, to_h, to_w));
             let nearest =
                 |y: usize, x: usize| s.labels.ids[rows.taps[y].nearest * w + columns.taps[x].nearest];
             let labels: Vec<u8> = (0..to_h * to_w).map(|i| nearest(i / to_w, i % to_w)).collect();
@@ -322,6 +381,28 @@ mod tests {
                 assert!((a - b).abs() < 2e-7, "{h}×{w} to {to_h}×{to_w}: {a} is not {b}");
             }
         }
+    }
+
+    #[test]
+    fn every_way_to_store_a_picture_gives_the_same_crop() {
+        let (h, w) = (5, 7);
+        let bytes: Vec<u8> = (0..h * w).map(|i| (i * 29 % 256) as u8).collect();
+        let wide: Vec<u16> = bytes.iter().map(|v| u16::from(*v) * 257).collect();
+        let three = |v: &[u8]| v.iter().flat_map(|v| [*v; 3]).collect();
+        let values = [
+            Values::Gray8(bytes.clone()),
+            Values::Rgb8(three(&bytes)),
+            Values::Gray16(wide.clone()),
+            Values::Rgb16(wide.iter().flat_map(|v| [*v; 3]).collect()),
+        ];
+        let (rows, columns) = (Axis::crop(h, 8, 6, 0.5, false), Axis::crop(w, 5, 9, 0.0, true));
+        let crops = values.map(|values| crop(&Stored { width: w, height: h, values }, &rows, &columns, 6, 9));
+        assert!(crops[0].iter().any(|v| *v > 0.5));
+        assert_eq!(crops[1], crops[0]);
+        for (a, b) in crops[0].iter().zip(&crops[2]) {
+            assert!((a - b).abs() < 1e-6, "{a} {b}");
+        }
+        assert_eq!(crops[3], crops[2]);
     }
 
     #[test]
@@ -358,8 +439,8 @@ mod tests {
         for (i, label) in mirrored.labels.iter().enumerate() {
             let from = i / 5 * 5 + 4 - i % 5;
             assert_eq!(*label, s.labels.ids[from]);
-            assert_eq!(mirrored.visible[i * 3..][..3], s.visible.rgb[from * 3..][..3]);
-            assert_eq!(mirrored.infrared[i * 3..][..3], s.infrared.rgb[from * 3..][..3]);
+            assert_eq!(mirrored.visible[i * 3..][..3], s.visible.picture().rgb[from * 3..][..3]);
+            assert_eq!(mirrored.infrared[i * 3..][..3], s.infrared.picture().rgb[from * 3..][..3]);
         }
         // Nearest labels are not symmetric, so the order of mirroring and scaling shows in them.
         let config = Augment { size: (3, 8), scales: vec![1.6], mirror: 1.0 };

@@ -5,9 +5,9 @@ use std::path::Path;
 use std::str::FromStr;
 
 use super::layout::{Item, Layout, Pictures};
-use super::pairs::same_size;
+use super::pairs::{read_stored_pair, same_size};
 use super::picture::read_four_channels;
-use super::{ClassSet, IGNORED, Labels, Limits, Pair, Picture, read_labels, read_pair};
+use super::{ClassSet, IGNORED, Labels, Limits, Pair, Stored, read_labels};
 use crate::{Error, Result};
 
 /// A part of a data set.
@@ -44,17 +44,24 @@ impl FromStr for Split {
     }
 }
 
-/// A labelled pair.
+/// A labelled pair, its pictures as their files store them.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Sample {
     /// Its name in the data set.
     pub name: String,
     /// The visible picture.
-    pub visible: Picture,
+    pub visible: Stored,
     /// The infrared picture, of the same size.
-    pub infrared: Picture,
+    pub infrared: Stored,
     /// The labels, of the same size, each below the number of classes or [`IGNORED`].
     pub labels: Labels,
+}
+
+impl Sample {
+    /// Memory of both pictures and the labels.
+    pub fn bytes(&self) -> usize {
+        self.visible.bytes() + self.infrared.bytes() + self.labels.ids.len()
+    }
 }
 
 /// The files of one split of a data set. Pictures are read when asked for.
@@ -145,7 +152,7 @@ impl Dataset {
             return Err(Error::Config(text.into()));
         };
         let (visible, infrared) = match &item.pictures {
-            Pictures::Two(pair) => read_pair(pair, self.limits)?,
+            Pictures::Two(pair) => read_stored_pair(pair, self.limits)?,
             Pictures::FourChannels(path) => read_four_channels(path, self.limits)?,
         };
         let labels = read_labels(&item.labels, self.limits)?;

@@ -11,6 +11,7 @@ mod layout;
 mod overlay;
 mod pairs;
 mod picture;
+mod stored;
 pub mod synth;
 
 pub use augment::{Augment, Batch, Example, augment, batch};
@@ -20,3 +21,4 @@ pub use layout::Layout;
 pub use overlay::{Tile, colorize, contact_sheet, overlay};
 pub use pairs::{Pair, Pairs, pairs, read_pair};
 pub use picture::{Labels, Limits, Picture, read_labels, read_rgb, to_bytes, write_gray, write_rgb};
+pub use stored::{Stored, Values};

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::{Limits, Picture, read_rgb};
+use super::picture::read_stored;
+use super::{Limits, Picture, Stored};
 use crate::{Error, Result};
 
 const EXTENSIONS: [&str; 6] = ["png", "jpg", "jpeg", "bmp", "tif", "tiff"];
@@ -86,8 +87,14 @@ pub fn pairs(visible: &Path, infrared: &Path) -> Result<Pairs> {
 /// # Errors
 /// As [`read_rgb`], and when the two sizes differ.
 pub fn read_pair(pair: &Pair, limits: Limits) -> Result<(Picture, Picture)> {
-    let visible = read_rgb(&pair.visible, limits)?;
-    let infrared = read_rgb(&pair.infrared, limits)?;
+    let (visible, infrared) = read_stored_pair(pair, limits)?;
+    Ok((visible.picture(), infrared.picture()))
+}
+
+/// [`read_pair`], as the files store them.
+pub(super) fn read_stored_pair(pair: &Pair, limits: Limits) -> Result<(Stored, Stored)> {
+    let visible = read_stored(&pair.visible, limits)?;
+    let infrared = read_stored(&pair.infrared, limits)?;
     let sizes = ((visible.width, visible.height), (infrared.width, infrared.height));
     same_size(&pair.visible, sizes.0, &pair.infrared, sizes.1)?;
     Ok((visible, infrared))

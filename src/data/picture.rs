@@ -14,6 +14,7 @@ use image::{
     DynamicImage, ExtendedColorType, ImageDecoder, ImageEncoder, ImageError, ImageFormat, ImageReader,
 };
 
+use super::{Stored, Values};
 use crate::files::replace;
 use crate::{Error, Result};
 
@@ -88,46 +89,67 @@ pub struct Labels {
 /// # Errors
 /// When the file cannot be read, is no picture, is damaged or cut short, or is larger than `limits`.
 pub fn read_rgb(path: &Path, limits: Limits) -> Result<Picture> {
-    let (bytes, format) = read(path)?;
-    let image = decode(path, &bytes, format, limits)?;
-    let (width, height) = (image.width() as usize, image.height() as usize);
-    let rgb = match image {
-        DynamicImage::ImageLuma8(b) => scale(&b, 1, 255.0),
-        DynamicImage::ImageLumaA8(b) => scale(&b, 2, 255.0),
-        DynamicImage::ImageRgb8(b) => scale(&b, 3, 255.0),
-        DynamicImage::ImageRgba8(b) => scale(&b, 4, 255.0),
-        DynamicImage::ImageLuma16(b) => scale(&b, 1, 65535.0),
-        DynamicImage::ImageLumaA16(b) => scale(&b, 2, 65535.0),
-        DynamicImage::ImageRgb16(b) => scale(&b, 3, 65535.0),
-        DynamicImage::ImageRgba16(b) => scale(&b, 4, 65535.0),
-        other => return Err(unsupported(path, &format!("samples of type {:?}", other.color()))),
-    };
-    Ok(Picture { width, height, rgb })
+    Ok(read_stored(path, limits)?.picture())
 }
 
-/// Reads a picture of four channels, RGB and thermal, as two: the thermal one is repeated to three channels.
+/// [`read_rgb`], as the file stores it.
+pub(super) fn read_stored(path: &Path, limits: Limits) -> Result<Stored> {
+    let image = read_image(path, limits)?;
+    let (width, height) = (image.width() as usize, image.height() as usize);
+    let values = match image {
+        DynamicImage::ImageLuma8(b) => Values::Gray8(b.into_raw()),
+        DynamicImage::ImageLumaA8(b) => Values::Gray8(first_channels::<_, 2, 1>(&b)),
+        DynamicImage::ImageRgb8(b) => Values::Rgb8(b.into_raw()),
+        DynamicImage::ImageRgba8(b) => Values::Rgb8(first_channels::<_, 4, 3>(&b)),
+        DynamicImage::ImageLuma16(b) => Values::Gray16(b.into_raw()),
+        DynamicImage::ImageLumaA16(b) => Values::Gray16(first_channels::<_, 2, 1>(&b)),
+        DynamicImage::ImageRgb16(b) => Values::Rgb16(b.into_raw()),
+        DynamicImage::ImageRgba16(b) => Values::Rgb16(first_channels::<_, 4, 3>(&b)),
+        other => return Err(unsupported(path, &format!("samples of type {:?}", other.color()))),
+    };
+    Ok(Stored { width, height, values })
+}
+
+/// Reads a picture whose four channels are RGB and infrared: (visible, infrared).
 ///
 /// # Errors
 /// As [`read_rgb`], and when there are not four channels.
-pub(super) fn read_four_channels(path: &Path, limits: Limits) -> Result<(Picture, Picture)> {
-    let (bytes, format) = read(path)?;
-    let image = decode(path, &bytes, format, limits)?;
+pub(super) fn read_four_channels(path: &Path, limits: Limits) -> Result<(Stored, Stored)> {
+    let image = read_image(path, limits)?;
     let (width, height) = (image.width() as usize, image.height() as usize);
-    let thermal = |rgba: &[f32]| rgba.chunks_exact(4).flat_map(|p| [p[3]; 3]).collect();
-    let values = match &image {
-        DynamicImage::ImageRgba8(b) => b.iter().map(|&v| f32::from(v) / 255.0).collect::<Vec<_>>(),
-        DynamicImage::ImageRgba16(b) => b.iter().map(|&v| f32::from(v) / 65535.0).collect(),
+    let stored = |values| Stored { width, height, values };
+    match image {
+        DynamicImage::ImageRgba8(b) => {
+            let visible = Values::Rgb8(first_channels::<_, 4, 3>(&b));
+            Ok((stored(visible), stored(Values::Gray8(last_of_four(&b)))))
+        }
+        DynamicImage::ImageRgba16(b) => {
+            let visible = Values::Rgb16(first_channels::<_, 4, 3>(&b));
+            Ok((stored(visible), stored(Values::Gray16(last_of_four(&b)))))
+        }
         other => {
             let what = format!(
-                "has {} channels instead of four, RGB and thermal: if the infrared pictures are files of their own, \
-                 use the flat layout",
+                "{} channels, but MFNet's pictures have four, RGB and thermal: if the thermal pictures are files of \
+                 their own, arrange the data set in the flat layout",
                 other.color().channel_count()
             );
-            return Err(Error::file(path, what));
+            Err(Error::file(path, what))
         }
-    };
-    let rgb = values.chunks_exact(4).flat_map(|p| [p[0], p[1], p[2]]).collect();
-    Ok((Picture { width, height, rgb }, Picture { width, height, rgb: thermal(&values) }))
+    }
+}
+
+fn read_image(path: &Path, limits: Limits) -> Result<DynamicImage> {
+    let (bytes, format) = read(path)?;
+    decode(path, &bytes, format, limits)
+}
+
+/// The first `N` of `C` channels.
+fn first_channels<T: Copy, const C: usize, const N: usize>(samples: &[T]) -> Vec<T> {
+    samples.as_chunks::<C>().0.iter().flat_map(|pixel| pixel[..N].iter().copied()).collect()
+}
+
+fn last_of_four<T: Copy>(samples: &[T]) -> Vec<T> {
+    samples.as_chunks::<4>().0.iter().map(|pixel| pixel[3]).collect()
 }
 
 /// Reads a picture of class ids: a grey picture, a palette PNG (the indices count, not the colours), or a colour
@@ -254,19 +276,6 @@ fn jpeg_is_complete(bytes: &[u8]) -> bool {
     }
     // No scan, or a layout of segments unknown here: the decoder's to judge.
     bytes.windows(2).skip(at.min(bytes.len())).any(|w| w == END)
-}
-
-/// Samples divided by `full`; one channel (with or without alpha) is repeated to three.
-fn scale<T: Copy + Into<f32>>(samples: &[T], channels: usize, full: f32) -> Vec<f32> {
-    let mut rgb = Vec::with_capacity(samples.len() / channels * 3);
-    for pixel in samples.chunks_exact(channels) {
-        match *pixel {
-            [grey] | [grey, _] => rgb.extend([grey.into() / full; 3]),
-            [r, g, b] | [r, g, b, _] => rgb.extend([r.into() / full, g.into() / full, b.into() / full]),
-            _ => {}
-        }
-    }
-    rgb
 }
 
 /// The class ids of pixels of which only grey ones, up to 255, make sense.

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::Scope;
 use std::time::Instant;
@@ -15,7 +16,7 @@ use crate::data::{Augment, Batch, Dataset, Example, Sample, augment, batch};
 use crate::random::Philox;
 use crate::{Error, Result};
 
-/// Decoded samples are kept while all of them together take no more than this.
+/// Decoded samples are kept until they take this much; the others are decoded each time.
 pub(super) const CACHE_BYTES: usize = 1 << 29;
 
 /// Threads that decode and augment, at most: they feed a device with hundreds of pairs a second.
@@ -41,6 +42,7 @@ pub struct Examples<'a> {
     dataset: &'a Dataset,
     config: &'a Config,
     cache: Vec<OnceLock<Sample>>,
+    cached_bytes: AtomicUsize,
 }
 
 impl<'a> Examples<'a> {
@@ -52,7 +54,8 @@ impl<'a> Examples<'a> {
         if dataset.is_empty() {
             return Err(Error::Config("the training list has no names: add some to train.txt".into()));
         }
-        Ok(Self { dataset, config, cache: (0..dataset.len()).map(|_| OnceLock::new()).collect() })
+        let cache = (0..dataset.len()).map(|_| OnceLock::new()).collect();
+        Ok(Self { dataset, config, cache, cached_bytes: AtomicUsize::new(0) })
     }
 
     /// The epoch that step `step` begins in.
@@ -121,8 +124,9 @@ impl<'a> Examples<'a> {
             return Ok(f(sample));
         }
         let sample = self.dataset.sample(index)?;
-        let bytes = 2 * size_of_val(&sample.visible.rgb[..]);
-        if bytes.saturating_mul(self.dataset.len()) > CACHE_BYTES {
+        let bytes = sample.bytes();
+        if self.cached_bytes.fetch_add(bytes, Relaxed) + bytes > CACHE_BYTES {
+            self.cached_bytes.fetch_sub(bytes, Relaxed);
             return Ok(f(&sample));
         }
         Ok(f(self.cache[index].get_or_init(|| sample)))

@@ -41,6 +41,7 @@ pub fn estimate(
         let picture = dataset.sample(0)?.visible;
         Ok((picture.height, picture.width))
     };
+    let sample = train.sample(0)?.bytes();
     let mut model = Amdanet::new(config.model.clone())?;
     let parameters = bytes(&model.params);
     let workspace = convolutions(&model.params);
@@ -68,11 +69,7 @@ pub fn estimate(
     let example = |(height, width): (usize, usize)| height * width * (2 * 3 * 4 + 2);
     // Two batches wait, a third is being made of its examples or waits to join them.
     let queue = 4 * config.run.examples() * example(crop);
-    let sample = example(size(train)?);
-    let decoded = match sample * train.len() <= CACHE_BYTES {
-        true => sample * train.len().min(config.run.examples() * config.run.steps),
-        false => sample * config.run.batch.min(rayon::current_num_threads()),
-    };
+    let decoded = (sample * train.len().min(config.run.examples() * config.run.steps)).min(CACHE_BYTES);
     // A checkpoint is written from copies: both moments, then the weights. An average is one more of each.
     let copies = if config.run.ema > 0.0 { 3 } else { 2 } * parameters;
     let beside = PROGRAM + queue + decoded + copies;
