@@ -64,7 +64,7 @@ impl Engine {
     /// # Errors
     /// When the processor does not have them.
     pub fn with(self, instructions: Instructions) -> Result<Self> {
-        if !Instructions::available().contains(&instructions) {
+        if !instructions.is_available() {
             return Err(Error::Config(format!("this processor has no {instructions:?} instructions")));
         }
         Ok(Self { instructions, ..self })

@@ -29,33 +29,33 @@ pub enum Instructions {
 }
 
 impl Instructions {
-    /// What this machine has, the best last.
-    pub fn available() -> Vec<Self> {
-        let mut list = vec![Self::Portable];
-        #[cfg(target_arch = "x86_64")]
-        {
-            if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
-                list.push(Self::Avx2);
-            }
-            if std::arch::is_x86_feature_detected!("avx512f") {
-                list.push(Self::Avx512);
-            }
+    const ALL: [Self; 3] = [Self::Portable, Self::Avx2, Self::Avx512];
+
+    /// Whether this machine has them.
+    #[cfg(target_arch = "x86_64")]
+    pub fn is_available(self) -> bool {
+        use std::arch::is_x86_feature_detected as has;
+        match self {
+            Self::Portable => true,
+            Self::Avx2 => has!("avx2") && has!("fma"),
+            Self::Avx512 => has!("avx512f"),
         }
-        list
+    }
+
+    /// Whether this machine has them.
+    #[cfg(not(target_arch = "x86_64"))]
+    pub fn is_available(self) -> bool {
+        self == Self::Portable
+    }
+
+    /// What this machine has, the best last.
+    pub fn available() -> impl DoubleEndedIterator<Item = Self> {
+        Self::ALL.into_iter().filter(|i| i.is_available())
     }
 
     /// The best that this machine has.
     pub fn best() -> Self {
-        #[cfg(target_arch = "x86_64")]
-        {
-            if std::arch::is_x86_feature_detected!("avx512f") {
-                return Self::Avx512;
-            }
-            if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
-                return Self::Avx2;
-            }
-        }
-        Self::Portable
+        Self::available().next_back().unwrap_or(Self::Portable)
     }
 }
 
@@ -161,7 +161,7 @@ pub struct Finish {
 /// out = finish(a·b + bias), with m rows of a in `a_grid` and of the output in `out_grid`; on the calling thread.
 ///
 /// # Panics
-/// When a matrix reaches past its slice.
+/// When a matrix reaches past its slice, or the processor does not have the instructions.
 pub fn product(
     instructions: Instructions,
     m: usize,
@@ -175,6 +175,7 @@ pub fn product(
         return;
     }
     let panels = n.div_ceil(PANEL);
+    assert!(instructions.is_available(), "this processor has no {instructions:?} instructions");
     assert!([a_grid, out_grid].iter().all(|g| g.next >= g.block), "blocks of columns overlap");
     assert!(a_grid.span(m, k) <= a.len(), "the left factor of {m}x{k} reaches past its slice");
     assert!(out_grid.span(m, n) <= out.len(), "the product of {m}x{n} reaches past its slice");
@@ -204,7 +205,7 @@ pub fn product(
                 finish,
             };
             // SAFETY: all the elements that a tile of `rows` by `columns` reads and writes were shown to lie within
-            // their slices, and `instructions` come from `Instructions::available`.
+            // their slices, and the processor has the instructions.
             unsafe { tile.run(instructions) };
             row += rows;
         }
