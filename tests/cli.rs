@@ -650,7 +650,7 @@ fn a_published_layout_brings_its_schedule() {
     amdanet::data::synth::write_as(amdanet::data::Layout::Fmb, &data, 8, 1, 32, 32, &mut |_| ()).unwrap();
     let train = |out: &Path| {
         let small =
-            ["--encoder", "nano", "--size", "32x32", "--batch", "1", "--steps", "1", "--threads", "1"];
+            ["--encoder", "nano", "--size", "32x32", "--batch", "2", "--steps", "1", "--threads", "1"];
         let mut args = vec!["train", "--data", data.to_str().unwrap(), "--out", out.to_str().unwrap()];
         args.extend(small);
         succeeds(args)
