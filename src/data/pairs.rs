@@ -85,7 +85,7 @@ pub fn pairs(visible: &Path, infrared: &Path) -> Result<Pairs> {
 /// Reads both pictures of a pair: (visible, infrared).
 ///
 /// # Errors
-/// As [`read_rgb`], and when the two sizes differ.
+/// As [`read_rgb`](super::read_rgb), and when the two sizes differ.
 pub fn read_pair(pair: &Pair, limits: Limits) -> Result<(Picture, Picture)> {
     let (visible, infrared) = read_stored_pair(pair, limits)?;
     Ok((visible.picture(), infrared.picture()))

@@ -1,9 +1,9 @@
 //! The fused inference engine: the network without a tape, with weights that were packed once and memory that was
 //! planned once.
 //!
-//! [`Engine::new`] packs a network ([`pack`]); a [`Session`] of it makes a plan for each shape of input that it meets
-//! ([`network`]): a list of steps over buffers of one arena ([`plan`], [`arena`]). A step is a parallel loop over
-//! blocks of rows ([`encoder`], [`align`], [`heads`]) around products ([`product`]). Once a shape is known, a run
+//! [`Engine::new`] packs a network (`pack`); a [`Session`] of it makes a plan for each shape of input that it meets
+//! (`network`): a list of steps over buffers of one arena (`plan`, `arena`). A step is a parallel loop over
+//! blocks of rows (`encoder`, `align`, `heads`) around products ([`product`]). Once a shape is known, a run
 //! allocates nothing.
 
 mod align;
