@@ -287,9 +287,9 @@ impl Train {
 fn memory(Estimate { host, device }: Estimate) -> String {
     match device {
         Some(device) => {
-            format!("about {} of the device's memory, {} of the host's", amount(device), amount(host))
+            format!("about {} of the device's at most, {} of the host's", amount(device), amount(host))
         }
-        None => format!("about {} of memory", amount(host)),
+        None => format!("about {} at most", amount(host)),
     }
 }
 

@@ -73,12 +73,12 @@ pub fn estimate(
     // A checkpoint is written from copies: both moments, then the weights. An average is one more of each.
     let copies = if config.run.ema > 0.0 { 3 } else { 2 } * parameters;
     let beside = PROGRAM + queue + decoded + copies;
-    Ok(match device {
-        Device::Cpu => {
-            Estimate { host: most_bytes(tensors - patches.min(tensors)) + workspace + beside, device: None }
-        }
-        Device::Cuda(_) => Estimate { host: parameters + beside, device: Some(tensors) },
-    })
+    let (host, device) = match device {
+        Device::Cpu => (most_bytes(tensors - patches.min(tensors)) + workspace + beside, None),
+        Device::Cuda(_) => (parameters + beside, Some(tensors)),
+    };
+    // A twentieth for what is held in between, so that a training stays below what is said.
+    Ok(Estimate { host: host + host / 20, device })
 }
 
 /// Bytes of all parameters.
