@@ -105,7 +105,7 @@ fn release_row(
 
 /// r(x, c) + r(x, s) with r(x, w) = σ(w·x − x)·x + x.
 #[inline(always)]
-fn paper_row(y: &mut [f32], x: &[f32], channel: &[f32], s: f32) {
+pub(crate) fn paper_row(y: &mut [f32], x: &[f32], channel: &[f32], s: f32) {
     let c = y.len();
     let (x, channel) = (&x[..c], &channel[..c]);
     for i in 0..c {

@@ -8,6 +8,7 @@ use super::pack::{Local, Sci, Spatial};
 use super::plan::{Context, scratch_len};
 use super::product::{Finish, Grid, Packed};
 use super::vector;
+use crate::cpu::realign::paper_row;
 use crate::cpu::{math, reduce, simd};
 
 /// PyTorch's lower bound of a norm in the cosine similarity.
@@ -296,15 +297,5 @@ fn release_row(
         let (a2, b2) = (wa.mul_add(b[i], a[i]), wb.mul_add(a[i], b[i]));
         ya[i] = a2 * (math::sigmoid(a2 * (wa - 1.0)) + wa);
         yb[i] = b2 * (math::sigmoid(b2 * (wb - 1.0)) + wb);
-    }
-}
-
-#[inline(always)]
-fn paper_row(y: &mut [f32], x: &[f32], channel: &[f32], s: f32) {
-    let c = y.len();
-    let (x, channel) = (&x[..c], &channel[..c]);
-    for i in 0..c {
-        let x = x[i];
-        y[i] = x * (math::sigmoid(x * (channel[i] - 1.0)) + math::sigmoid(x * (s - 1.0)) + 2.0);
     }
 }
