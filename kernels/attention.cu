@@ -165,7 +165,6 @@ __device__ void forward(const T* q, const T* kv, T* y, float* statistics, Sizes 
     q = head_of(q, sizes.queries, c, d) + static_cast<size_t>(start) * c;
     y = head_of(y, sizes.queries, c, d) + static_cast<size_t>(start) * c;
     kv = head_of(kv, keys, 2 * c, d);
-    statistics = rows_of(reinterpret_cast<Pack<float, 2>*>(statistics), sizes.queries)[start].v;
 
     T* tile_q = shared_memory<T>();
     T* stages = tile_q + kQueries * DIM;
@@ -297,9 +296,9 @@ __device__ void forward(const T* q, const T* kv, T* y, float* statistics, Sizes 
                 const float pair[2] = {o[t][n][2 * half] * factor, o[t][n][2 * half + 1] * factor};
                 store(tile_q + place<DIM>(row, 8 * n + lane % 4 * 2), pair);
             }
-            if (lane % 4 == 0 && row < queries) {
+            if (statistics && lane % 4 == 0 && row < queries) {
                 const float saved[2] = {most[t][half] * exponent, factor};
-                store(statistics + 2 * row, saved);
+                store(rows_of(reinterpret_cast<Pack<float, 2>*>(statistics), sizes.queries)[start + row].v, saved);
             }
         }
     }
@@ -675,7 +674,7 @@ __device__ void forward(const T* q, const T* kv, T* y, float* statistics, Sizes 
     q = head_of(q, sizes.queries, c, d);
     y = head_of(y, sizes.queries, c, d);
     kv = head_of(kv, keys, 2 * c, d);
-    statistics = rows_of(reinterpret_cast<Pack<float, 2>*>(statistics), sizes.queries)->v;
+    if (statistics) statistics = rows_of(reinterpret_cast<Pack<float, 2>*>(statistics), sizes.queries)->v;
     const int first = blockIdx.x * kQueries * kRows<DIM> + threadIdx.x / kLanesOfRow<DIM>;
     float held[kQueries][kHeld<DIM>], o[kQueries][kHeld<DIM>] = {}, most[kQueries], sum[kQueries] = {};
 #pragma unroll
@@ -739,7 +738,7 @@ __device__ void forward(const T* q, const T* kv, T* y, float* statistics, Sizes 
         if (row >= sizes.queries) continue;
         const float saved[2] = {most[r] * exponent, 1.0f / sum[r]};
         store_row<DIM>(y + static_cast<size_t>(row) * c, o[r], saved[1], d, vectors);
-        if (threadIdx.x % kLanesOfRow<DIM> == 0) store(statistics + 2 * row, saved);
+        if (statistics && threadIdx.x % kLanesOfRow<DIM> == 0) store(statistics + 2 * row, saved);
     }
 }
 
@@ -872,7 +871,7 @@ __device__ void backward_keys(const T* dy, const T* q, const T* kv, const float*
 }
 
 // q, y, dy, dq (samples, N, C); kv (samples, M, 2C) with the keys in the first C channels; statistics (samples, heads,
-// N, 2); rows (samples, heads, N, 4). Grid: blocks of queries (for the last kernel, of keys), heads, samples; blocks of
+// N, 2), or null in forward; rows (samples, heads, N, 4). Grid: blocks of queries (for the last kernel, of keys), heads, samples; blocks of
 // 128 threads.
 #define KERNELS_OF(DIM, T, t)                                                                                        \
     extern "C" __global__ void __launch_bounds__(kThreads) attention_##DIM##_##t(                                    \

@@ -2,8 +2,10 @@
 // orders.
 //
 // In x (S, B, H, W, I) each row of a patch is kw·I numbers that stand side by side, so a patch is kh copies. A row of
-// patches has `row` ≥ kh·kw·I numbers, zeros from there on; `row` is a multiple of what 16 bytes hold.
+// patches has `row` ≥ kh·kw·I numbers, zeros from there on; `row` is a multiple of what 16 bytes hold. Pictures are
+// gathered from bytes, of which 255 is 1, or from floats.
 #include <common.cuh>
+#include <picture.cuh>
 
 // The numbers of an image and of the windows on it.
 struct Windows {
@@ -11,8 +13,8 @@ struct Windows {
 };
 
 // Patches of one row of windows, a thread for each 16 bytes. With kVector, 16 bytes are of one pixel.
-template <bool kVector, class T>
-__device__ void gather_line(const T* image, T* patches, int oy, const Windows& l) {
+template <bool kVector, class X, class T>
+__device__ void gather_line(const X* image, T* patches, int oy, const Windows& l) {
     constexpr int N = kLanes<T>;
     const int groups = l.row / N, run = l.kw * l.inputs, length = l.width * l.inputs;
     for (int i = blockIdx.y * blockDim.x + threadIdx.x; i < l.out_width * groups; i += gridDim.y * blockDim.x) {
@@ -25,8 +27,8 @@ __device__ void gather_line(const T* image, T* patches, int oy, const Windows& l
         for (int j = 0; j < N; j += kVector ? N : 1) {
             const int iy = oy * l.stride + ky - l.padding, at = left + within;
             const bool inside = ky < l.kh && iy >= 0 && iy < l.height && at >= 0 && at < length;
-            const T* from = image + static_cast<ptrdiff_t>(iy) * length + at;
-            if (kVector) {
+            const X* from = image + static_cast<ptrdiff_t>(iy) * length + at;
+            if constexpr (kVector) {
                 if (inside) {
                     pack = *reinterpret_cast<const Pack<T, N>*>(from);
                 } else {
@@ -34,7 +36,7 @@ __device__ void gather_line(const T* image, T* patches, int oy, const Windows& l
                     for (int k = 0; k < N; ++k) pack.v[k] = from_float<T>(0.0f);
                 }
             } else {
-                pack.v[j] = inside ? *from : from_float<T>(0.0f);
+                pack.v[j] = from_float<T>(inside ? number(*from) : 0.0f);
                 if (++within == run) {
                     within = 0;
                     ++ky;
@@ -47,18 +49,17 @@ __device__ void gather_line(const T* image, T* patches, int oy, const Windows& l
 
 // x (S, B, H, W, I) -> patches (S, lines, W', row) of the rows of windows first_line .. of all images of each stream.
 // Grid: lines, blocks that share a line, streams.
-template <class T>
-__device__ void gather(const T* x, T* patches, int batch, int first_line, const Windows& l) {
+template <class X, class T>
+__device__ void gather(const X* x, T* patches, int batch, int first_line, const Windows& l) {
     const int line = first_line + blockIdx.x, sample = line / l.out_height, oy = line % l.out_height;
     const size_t image = blockIdx.z * static_cast<size_t>(batch) + sample;
     const size_t to = blockIdx.z * static_cast<size_t>(gridDim.x) + blockIdx.x;
     x += image * l.height * l.width * l.inputs;
     patches += to * l.out_width * l.row;
-    if (aligned<T>(l.inputs, x)) {
-        gather_line<true>(x, patches, oy, l);
-    } else {
-        gather_line<false>(x, patches, oy, l);
+    if constexpr (sizeof(X) == sizeof(T)) {
+        if (aligned<T>(l.inputs, x)) return gather_line<true>(x, patches, oy, l);
     }
+    gather_line<false>(x, patches, oy, l);
 }
 
 // A row of dx: each number is the sum over the windows that cover it, by rows of the kernel, then columns.
@@ -122,6 +123,18 @@ template <class T> __device__ void turn(const T* weight, T* y, int len, int outp
     extern "C" __global__ void conv_gather_##t(const T* __restrict__ x, T* __restrict__ patches, int batch,         \
                                                int first_line, int height, int width, int inputs, int kh, int kw,   \
                                                int out_height, int out_width, int stride, int padding, int row) {   \
+        gather(x, patches, batch, first_line,                                                                       \
+               {height, width, inputs, kh, kw, out_height, out_width, stride, padding, row});                       \
+    }                                                                                                               \
+    extern "C" __global__ void conv_gather_bytes_##t(                                                               \
+        const unsigned char* __restrict__ x, T* __restrict__ patches, int batch, int first_line, int height,        \
+        int width, int inputs, int kh, int kw, int out_height, int out_width, int stride, int padding, int row) {   \
+        gather(x, patches, batch, first_line,                                                                       \
+               {height, width, inputs, kh, kw, out_height, out_width, stride, padding, row});                       \
+    }                                                                                                               \
+    extern "C" __global__ void conv_gather_floats_##t(                                                              \
+        const float* __restrict__ x, T* __restrict__ patches, int batch, int first_line, int height, int width,     \
+        int inputs, int kh, int kw, int out_height, int out_width, int stride, int padding, int row) {              \
         gather(x, patches, batch, first_line,                                                                       \
                {height, width, inputs, kh, kw, out_height, out_width, stride, padding, row});                       \
     }                                                                                                               \

@@ -9,6 +9,7 @@
 // forward: reads x once from memory (twice from the cache in the paper's way), writes y once.
 // backward: reads x and dy once from memory (dy twice from the cache), writes dx once; a partial sum of dλ for each
 // block, which `gate_sum` adds up.
+#include <math.cuh>
 #include <pixels.cuh>
 
 // The lower bound of a norm in the cosine similarity.
@@ -38,9 +39,10 @@ template <int N> struct Group {
     }
 };
 
-template <int N, class T>
-__device__ void forward_pixels(const T* first, const T* second, const T* m, float lambda, T* y0, T* y1, int pixels,
-                               int c, int gated, float tau) {
+// m(pixel, end, group) is the mask of the group's pixel, in each of its lanes; a lane's channels are below `end`.
+template <int N, class T, class M>
+__device__ void forward_pixels(const T* first, const T* second, M m, float lambda, T* y0, T* y1, int pixels, int c,
+                               int gated, float tau) {
     const Group<N> group(c);
 #pragma unroll 1
     for (long long base = group.first; base < pixels; base += group.stride) {
@@ -48,7 +50,7 @@ __device__ void forward_pixels(const T* first, const T* second, const T* m, floa
         // A group without a pixel takes no channels.
         const int end = pixel < pixels ? c : 0;
         const size_t at = static_cast<size_t>(pixel) * c;
-        float step = pixel < pixels ? lambda * to_float(m[pixel]) : 0.0f;
+        float step = lambda * m(pixel, end, group);
         if (gated) {
             float dot = 0.0f, aa = 0.0f, bb = 0.0f;
 #pragma unroll 1
@@ -88,10 +90,46 @@ __device__ void forward(const T* x, const T* m, const float* lambda, T* y, int p
     const size_t half = static_cast<size_t>(pixels) * c;
     const T* first = gated ? x : x + half;
     const T* second = gated ? x + half : x;
+    const auto mask = [&](long long pixel, int, const auto&) { return pixel < pixels ? to_float(m[pixel]) : 0.0f; };
     if (aligned<T>(c, x, y)) {
-        forward_pixels<kLanes<T>>(first, second, m, *lambda, y, y + half, pixels, c, gated, tau);
+        forward_pixels<kLanes<T>>(first, second, mask, *lambda, y, y + half, pixels, c, gated, tau);
     } else {
-        forward_pixels<1>(first, second, m, *lambda, y, y + half, pixels, c, gated, tau);
+        forward_pixels<1>(first, second, mask, *lambda, y, y + half, pixels, c, gated, tau);
+    }
+}
+
+// m = σ(hidden·weight + bias): hidden (pixels, C), weight (C).
+template <class T> struct Scored {
+    const T* hidden;
+    const float* weight;
+    float bias;
+    int c;
+
+    template <int N> __device__ float operator()(long long pixel, int end, const Group<N>& group) const {
+        const T* row = hidden + static_cast<size_t>(pixel) * c;
+        float dot = 0.0f;
+#pragma unroll 1
+        for (int i = group.start; i < end; i += group.step) {
+            const Pack<T, N> h = load_pack<N>(row + i);
+#pragma unroll
+            for (int j = 0; j < N; ++j) dot += to_float(h.v[j]) * weight[i + j];
+        }
+        return sigmoid(group_sum(dot, group.width) + bias);
+    }
+};
+
+// `forward` with such an m. Any grid.
+template <class T>
+__device__ void scored(const T* x, const T* hidden, const float* weight, float bias, float lambda, T* y, int pixels,
+                       int c, int gated, float tau) {
+    const size_t half = static_cast<size_t>(pixels) * c;
+    const T* first = gated ? x : x + half;
+    const T* second = gated ? x + half : x;
+    const Scored<T> mask{hidden, weight, bias, c};
+    if (aligned<T>(c, x, hidden, y)) {
+        forward_pixels<kLanes<T>>(first, second, mask, lambda, y, y + half, pixels, c, gated, tau);
+    } else {
+        forward_pixels<1>(first, second, mask, lambda, y, y + half, pixels, c, gated, tau);
     }
 }
 
@@ -182,6 +220,11 @@ extern "C" __global__ void gate_sum(const float* x, float* y, int len) {
     extern "C" __global__ void __launch_bounds__(kThreads, 4)                                                        \
         gate_##t(const T* x, const T* m, const float* lambda, T* y, int pixels, int c, int gated, float tau) {       \
         forward(x, m, lambda, y, pixels, c, gated, tau);                                                             \
+    }                                                                                                                \
+    extern "C" __global__ void __launch_bounds__(kThreads, 4)                                                        \
+        gate_scored_##t(const T* x, const T* hidden, const float* weight, float bias, float lambda, T* y,            \
+                        int pixels, int c, int gated, float tau) {                                                   \
+        scored(x, hidden, weight, bias, lambda, y, pixels, c, gated, tau);                                           \
     }                                                                                                                \
     extern "C" __global__ void __launch_bounds__(kThreads, 4)                                                        \
         gate_backward_##t(const T* dy, const T* x, const T* m, const float* lambda, T* dx, T* dm, float* partial,    \

@@ -65,23 +65,24 @@ __device__ void forward_row(const T* x, const float* weight, const float* bias, 
         rstd = 1.0f / sqrtf(warp_sum(square) / c + eps);
         for_row<N>(x, c, normalize);
     }
-    if (threadIdx.x % kWarp == 0) {
+    if (statistics && threadIdx.x % kWarp == 0) {
         statistics[0] = mean;
         statistics[1] = rstd;
     }
 }
 
-// x, y (S·rows, C); weight, bias (S, C); statistics (S·rows, 2): μ and 1/√(σ² + eps). A warp for each row.
+// x, y (S·rows, C); weight, bias (S, C); statistics (S·rows, 2), or null: μ and 1/√(σ² + eps). A warp for each row.
 template <class T>
 __device__ void forward(const T* x, const float* weight, const float* bias, T* y, float* statistics,
                         int total_rows, int rows, int c, float eps) {
     const int row = blockIdx.x * (blockDim.x / kWarp) + threadIdx.x / kWarp;
     if (row >= total_rows) return;
     const size_t at = static_cast<size_t>(row) * c, stream = static_cast<size_t>(row / rows) * c;
+    if (statistics) statistics += 2 * static_cast<size_t>(row);
     if (aligned<T>(c, x, y)) {
-        forward_row<kLanes<T>>(x + at, weight + stream, bias + stream, y + at, statistics + 2 * row, c, eps);
+        forward_row<kLanes<T>>(x + at, weight + stream, bias + stream, y + at, statistics, c, eps);
     } else {
-        forward_row<1>(x + at, weight + stream, bias + stream, y + at, statistics + 2 * row, c, eps);
+        forward_row<1>(x + at, weight + stream, bias + stream, y + at, statistics, c, eps);
     }
 }
 

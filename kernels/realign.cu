@@ -78,17 +78,31 @@ template <class T> __device__ inline Both pixel_weights(const T* spatial, size_t
     return {to_float(spatial[2 * pixel]), to_float(spatial[2 * pixel + 1])};
 }
 
+// The weight of a channel: a number, or with kRaw σ of the sum of it and of another, `other` numbers further on.
+template <bool kRaw, class T> __device__ inline float channel_weight(const T* channel, size_t other) {
+    if constexpr (kRaw) {
+        return sigmoid(to_float(channel[0]) + to_float(channel[other]));
+    } else {
+        return to_float(channel[0]);
+    }
+}
+
 // `rows` pixels, the first of which is `before` of the batch; `channel` is that of their image. Tensors of two streams
 // have stream 1 `half` numbers further on. The other pointers are those of the launch, and not moved: they need no
-// registers.
-template <int N, bool kGated, class T>
+// registers. With kRaw, the gate and the weights of the channels are still before their σ.
+template <int N, bool kGated, bool kRaw, class T>
 __device__ void forward_part(const T* x, const T* gate, const T* channel, const T* spatial, T* y, size_t before,
-                             size_t half, int rows, int c) {
+                             size_t half, size_t other, int rows, int c) {
     const Walk<N> walk(c);
     for (int tile = walk.team; tile < walk.tiles; tile += walk.teams) {
         const int i = walk.channel(tile);
         if (i >= c) continue;
-        const Pack<T, N> wa = load_pack<N>(channel + i), wb = load_pack<N>(channel + c + i);
+        float wa[N], wb[N];
+#pragma unroll
+        for (int j = 0; j < N; ++j) {
+            wa[j] = channel_weight<kRaw>(channel + i + j, other);
+            wb[j] = channel_weight<kRaw>(channel + c + i + j, other);
+        }
 #pragma unroll 1
         for (int row = walk.first + walk.group; row < rows; row += walk.at_once) {
             const size_t at = (before + row) * c + i;
@@ -97,9 +111,9 @@ __device__ void forward_part(const T* x, const T* gate, const T* channel, const 
             if constexpr (kGated) g = load_pack<N>(gate + at);
 #pragma unroll
             for (int j = 0; j < N; ++j) {
-                const Both out = forward_one<kGated>({to_float(a.v[j]), to_float(b.v[j])},
-                                                     kGated ? to_float(g.v[j]) : 0.0f,
-                                                     {to_float(wa.v[j]), to_float(wb.v[j])}, pixel);
+                float open = 0.0f;
+                if constexpr (kGated) open = kRaw ? sigmoid(to_float(g.v[j])) : to_float(g.v[j]);
+                const Both out = forward_one<kGated>({to_float(a.v[j]), to_float(b.v[j])}, open, {wa[j], wb[j]}, pixel);
                 a.v[j] = from_float<T>(out.a);
                 b.v[j] = from_float<T>(out.b);
             }
@@ -109,19 +123,19 @@ __device__ void forward_part(const T* x, const T* gate, const T* channel, const 
     }
 }
 
-// x, y (2, B, pixels, C), gate (B, pixels, C) or null, channel (B, 2, C), spatial (B, pixels, 2). Grid: parts of
-// `per_part` pixels, images.
-template <bool kGated, class T>
+// x, y (2, B, pixels, C), gate (B, pixels, C) or null, channel (B, 2, C), with kRaw (2, B, 2, C), spatial (B, pixels, 2).
+// Grid: parts of `per_part` pixels, images.
+template <bool kGated, bool kRaw = false, class T>
 __device__ void forward(const T* x, const T* gate, const T* channel, const T* spatial, T* y, int batch, int pixels,
                         int per_part, int c) {
     const int start = blockIdx.x * per_part, rows = min(per_part, pixels - start);
     const size_t image = blockIdx.y, before = image * pixels + start;
-    const size_t half = static_cast<size_t>(batch) * pixels * c;
+    const size_t half = static_cast<size_t>(batch) * pixels * c, other = static_cast<size_t>(batch) * 2 * c;
     channel += image * 2 * c;
-    if (aligned<T>(c, x, y, channel) && (!kGated || aligned<T>(c, gate))) {
-        forward_part<kNumbers<T>, kGated>(x, gate, channel, spatial, y, before, half, rows, c);
+    if (aligned<T>(c, x, y) && (!kGated || aligned<T>(c, gate))) {
+        forward_part<kNumbers<T>, kGated, kRaw>(x, gate, channel, spatial, y, before, half, other, rows, c);
     } else {
-        forward_part<1, kGated>(x, gate, channel, spatial, y, before, half, rows, c);
+        forward_part<1, kGated, kRaw>(x, gate, channel, spatial, y, before, half, other, rows, c);
     }
 }
 
@@ -235,7 +249,17 @@ __device__ void backward(const T* dy, const T* x, const T* gate, const T* channe
     extern "C" __global__ void __launch_bounds__(kThreads, 4)                                                       \
         realign_paper_##t(const T* x, const T* channel, const T* spatial, T* y, int batch, int pixels,              \
                           int per_part, int c) {                                                                    \
-        forward<false, T>(x, nullptr, channel, spatial, y, batch, pixels, per_part, c);                             \
+        forward<false, false, T>(x, nullptr, channel, spatial, y, batch, pixels, per_part, c);                      \
+    }                                                                                                               \
+    extern "C" __global__ void __launch_bounds__(kThreads, 4)                                                       \
+        realign_release_raw_##t(const T* x, const T* gate, const T* channel, const T* spatial, T* y, int batch,     \
+                                int pixels, int per_part, int c) {                                                  \
+        forward<true, true>(x, gate, channel, spatial, y, batch, pixels, per_part, c);                              \
+    }                                                                                                               \
+    extern "C" __global__ void __launch_bounds__(kThreads, 4)                                                       \
+        realign_paper_raw_##t(const T* x, const T* channel, const T* spatial, T* y, int batch, int pixels,          \
+                              int per_part, int c) {                                                                \
+        forward<false, true, T>(x, nullptr, channel, spatial, y, batch, pixels, per_part, c);                       \
     }                                                                                                               \
     extern "C" __global__ void __launch_bounds__(kThreads, 4)                                                       \
         realign_release_backward_##t(const T* dy, const T* x, const T* gate, const T* channel, const T* spatial,    \

@@ -2,112 +2,27 @@
 // the map, resized bilinearly to the size of the base (1, B, H, W, O) and read at (y + ky − 1, x + kx − 1); and the
 // gradients of the maps.
 //
-// Forward: a thread has one column and a few channels and walks down a strip of rows. For each map and ky it holds two
-// neighbouring rows of the map, already blended along the columns and summed over streams and kx; a row is read once
-// for all rows of the strip that lie between it and the next. The base is read and written once. Where taps fall is in
-// tables in shared memory, one for the strip's rows and one for the block's columns.
+// Forward: `walk_taps`; the base is read and written once.
 //
 // Backward: for each pixel of a map, all outputs that read it, the transpose of the sum above; each gradient is read
 // for all nine taps at once. The rows of these outputs are divided among `parts` threads, because a pixel of the
 // smallest map has thousands of them; their sums are added in the order of the parts. Both streams get the same.
-#include <bilinear.cuh>
-#include <common.cuh>
-
-constexpr int kMaps = 4;
-// Channels of a thread of the forward.
-constexpr int kGroup = 4;
-
-// keep·near + weight·far; near < 0 outside of the picture.
-struct alignas(16) Blend {
-    int near, far;
-    float keep, weight;
-};
-
-__device__ inline Blend blend_of(const Axis& axis, int i) {
-    if (i < 0 || i >= axis.output) return {-1, -1, 0.0f, 0.0f};
-    const Tap tap = tap_of(axis, i);
-    return {tap.near, tap.far, 1.0f - tap.weight, tap.weight};
-}
-
-template <class T> struct Map {
-    const T* data;
-    int h, w;
-};
-
-// Row `row` of one map at the column whose taps are `columns`, for taps (ky, 0 .. 2): both streams, blended and summed.
-template <int N, class T>
-__device__ inline void across(const Map<T>& map, int row, int ky, const Blend* columns, int channel, int o,
-                              float (&sum)[N]) {
-    const size_t stream = static_cast<size_t>(gridDim.z) * map.h * map.w * 9 * o;
-    const T* from = map.data + (static_cast<size_t>(blockIdx.z) * map.h + row) * map.w * 9 * o + channel;
-#pragma unroll
-    for (int j = 0; j < N; ++j) sum[j] = 0.0f;
-#pragma unroll
-    for (int kx = 0; kx < 3; ++kx) {
-        const Blend blend = columns[kx];
-        if (blend.near < 0) continue;
-        const T* near = from + static_cast<size_t>(blend.near * 9 + ky * 3 + kx) * o;
-        const T* far = from + static_cast<size_t>(blend.far * 9 + ky * 3 + kx) * o;
-        float a[N], b[N], c[N], d[N];
-        load(near, a);
-        load(near + stream, b);
-        load(far, c);
-        load(far + stream, d);
-#pragma unroll
-        for (int j = 0; j < N; ++j) sum[j] += blend.keep * (a[j] + b[j]) + blend.weight * (c[j] + d[j]);
-    }
-}
+#include <resized_taps.cuh>
 
 template <int N, class T>
 __device__ void forward_strip(const T* base, T* y, const Map<T> (&maps)[kMaps], int height, int width, int o,
                               int strip) {
-    const int groups = o / N, first = blockIdx.y * strip, end = min(height, first + strip);
-    const int start = blockIdx.x * blockDim.x, i = start + threadIdx.x;
-    // Rows first − 1 .. end, then the block's columns with one more on each side; for each map.
-    const int rows = end - first + 2, first_column = start / groups;
-    const int last_column = (min(start + static_cast<int>(blockDim.x), width * groups) - 1) / groups;
-    const int columns = last_column - first_column + 3;
-    Blend* tables = shared_memory<Blend>();
-#pragma unroll
-    for (int m = 0; m < kMaps; ++m) {
-        const Axis down(maps[m].h, height), across(maps[m].w, width);
-        Blend* table = tables + m * (rows + columns);
-        for (int k = threadIdx.x; k < rows; k += blockDim.x) table[k] = blend_of(down, first - 1 + k);
-        for (int k = threadIdx.x; k < columns; k += blockDim.x) {
-            table[rows + k] = blend_of(across, first_column - 1 + k);
-        }
-    }
-    __syncthreads();
-    if (i >= width * groups) return;
-    const int column = i / groups, channel = i % groups * N;
     const size_t image = static_cast<size_t>(blockIdx.z) * height * width * o;
-    base += image + static_cast<size_t>(column) * o + channel;
-    y += image + static_cast<size_t>(column) * o + channel;
-    // The rows of each map that the line before has blended.
-    float near[kMaps][3][N] = {}, far[kMaps][3][N] = {};
-    for (int line = first; line < end; ++line) {
-        float sum[N];
-        load(base + static_cast<size_t>(line) * width * o, sum);
-#pragma unroll
-        for (int m = 0; m < kMaps; ++m) {
-            const Blend* table = tables + m * (rows + columns);
-#pragma unroll
-            for (int ky = 0; ky < 3; ++ky) {
-                const Blend down = table[line - first + ky];
-                if (down.near < 0) continue;
-                const int before = line > first ? table[line - first + ky - 1].near : -1;
-                for (int row = max(before < 0 ? -2 : before, down.near - 2); row < down.near; ++row) {
-#pragma unroll
-                    for (int j = 0; j < N; ++j) near[m][ky][j] = far[m][ky][j];
-                    across(maps[m], min(row + 2, maps[m].h - 1), ky, table + rows + column - first_column,
-                           channel, o, far[m][ky]);
-                }
-#pragma unroll
-                for (int j = 0; j < N; ++j) sum[j] += down.keep * near[m][ky][j] + down.weight * far[m][ky][j];
-            }
-        }
-        store(y + static_cast<size_t>(line) * width * o, sum);
-    }
+    const auto place = [&](int line, int column, int channel) {
+        return image + (static_cast<size_t>(line) * width + column) * o + channel;
+    };
+    const auto begin = [&](int line, int column, int channel, float(&sum)[N]) {
+        load(base + place(line, column, channel), sum);
+    };
+    const auto end = [&](int line, int column, int channel, const float(&sum)[N], bool inside) {
+        if (inside) store(y + place(line, column, channel), sum);
+    };
+    walk_taps<N, 2>(maps, height, width, o, strip, blockDim.x, shared_memory<Blend>(), begin, end);
 }
 
 // base, y (1, B, H, W, O), which may be the same; the maps (2, B, h, w, 9·O). Grid: groups of channels of a row, strips

@@ -22,6 +22,8 @@ struct Problem {
     dim: usize,
     /// Whether the kernels use the tensor cores.
     tensor: bool,
+    /// Factor of the scores before the softmax.
+    scale: f32,
 }
 
 impl Problem {
@@ -39,6 +41,7 @@ impl Problem {
             channels: q.dim(3),
             dim,
             tensor: q.dtype().size() == 2 && dim <= 64,
+            scale: (d as f32).powf(-0.5),
         })
     }
 
@@ -64,7 +67,7 @@ impl Problem {
     unsafe fn launch(&self, call: Call, blocks: usize, shared: usize) -> Result<()> {
         let d = self.channels / self.heads;
         let call = call.int(self.queries).int(self.keys).int(self.channels).int(d);
-        let call = call.float((d as f32).powf(-0.5));
+        let call = call.float(self.scale);
         // SAFETY: the caller vouches for it.
         unsafe { call.launch([blocks, self.heads, self.samples], THREADS, shared) }
     }
@@ -77,21 +80,37 @@ impl Problem {
 /// When a head has more than 128 channels, or the device reports an error.
 pub fn forward(q: &Tensor, kv: &Tensor, heads: usize) -> Result<(Tensor, Tensor)> {
     let problem = Problem::of(q, kv, heads)?;
-    let (dim, large) = (problem.dim, problem.queries.div_ceil(128) * heads * problem.samples >= BLOCKS / 2);
-    let (rows, shared) = match problem.tensor {
-        true if large => (128, (128 + 4 * 64) * dim * 2),
-        true => (64, (64 + 4 * 64) * dim * 2),
-        false => (2 * problem.plain_rows(), problem.plain_shared()),
-    };
-    let kernel = if problem.tensor && !large { "attention_small" } else { "attention" };
-    let mut y = scratch_like(q, q.shape())?;
     let mut statistics = scratch_f32(q, [problem.samples, heads, problem.queries, 2])?;
-    let call = Call::new(&format!("{kernel}_{dim}"), q)?.input(q).input(kv).output(&mut y);
-    let call = call.output_of(&mut statistics, DType::F32).operations(4 * problem.product());
-    // SAFETY: blocks of `rows` queries cover N, ends are guarded; the shared memory is the block's queries and two
-    // stages of 64 keys and values, or a tile of each.
-    unsafe { problem.launch(call, problem.queries.div_ceil(rows), shared)? };
-    Ok((y, statistics))
+    Ok((problem.attend(q, kv, Some(&mut statistics))?, statistics))
+}
+
+/// As [`forward`], without what backward needs, and with scores that are multiplied by `scale` instead of 1/√d.
+///
+/// # Errors
+/// As [`forward`].
+pub fn infer(q: &Tensor, kv: &Tensor, heads: usize, scale: f32) -> Result<Tensor> {
+    Problem { scale, ..Problem::of(q, kv, heads)? }.attend(q, kv, None)
+}
+
+impl Problem {
+    fn attend(&self, q: &Tensor, kv: &Tensor, statistics: Option<&mut Tensor>) -> Result<Tensor> {
+        let (problem, heads) = (self, self.heads);
+        let (dim, large) =
+            (problem.dim, problem.queries.div_ceil(128) * heads * problem.samples >= BLOCKS / 2);
+        let (rows, shared) = match problem.tensor {
+            true if large => (128, (128 + 4 * 64) * dim * 2),
+            true => (64, (64 + 4 * 64) * dim * 2),
+            false => (2 * problem.plain_rows(), problem.plain_shared()),
+        };
+        let kernel = if problem.tensor && !large { "attention_small" } else { "attention" };
+        let mut y = scratch_like(q, q.shape())?;
+        let call = Call::new(&format!("{kernel}_{dim}"), q)?.input(q).input(kv).output(&mut y);
+        let call = call.maybe_output_of(statistics, DType::F32).operations(4 * problem.product());
+        // SAFETY: blocks of `rows` queries cover N, ends are guarded; the shared memory is the block's queries and two
+        // stages of 64 keys and values, or a tile of each.
+        unsafe { problem.launch(call, problem.queries.div_ceil(rows), shared)? };
+        Ok(y)
+    }
 }
 
 /// The gradients of q and kv from what [`forward`] gave.

@@ -11,7 +11,7 @@ use super::linear::{matrix, same_type};
 use super::reduce::column_sums;
 use super::{Call, driver_of, scratch_like};
 use crate::cpu::conv::{Lengths, Window};
-use crate::{Result, Shape, Tensor};
+use crate::{DType, Error, Result, Shape, Tensor};
 
 /// Bytes of patches at a time, unless one row of windows has more: what the product reads is still in the cache then.
 const MOST_BYTES: usize = 32 << 20;
@@ -28,19 +28,22 @@ struct Patches {
     row: usize,
     /// Whether the numbers of x are the matrix.
     reshaped: bool,
-    /// Bytes of a number.
+    /// Bytes of a number of the matrix.
     size: usize,
+    /// The type of the matrix.
+    dtype: DType,
 }
 
 impl Patches {
-    fn of(x: Shape, weight: Shape, window: Window, size: usize) -> Self {
+    fn of(x: Shape, weight: Shape, window: Window, dtype: DType) -> Self {
+        let size = dtype.size();
         let l = Lengths::of(x, weight, window);
         let (kh, kw) = l.kernel;
         // Windows that touch, as wide as the input or a single pixel.
         let touch = window.padding == 0 && window.stride == kh && l.height.is_multiple_of(kh);
         let reshaped = touch && (kw == l.width || (kh == 1 && kw == 1));
         let row = if reshaped { l.patch() } else { l.patch().next_multiple_of(16 / size) };
-        Self { l, row, reshaped, size }
+        Self { l, row, reshaped, size, dtype }
     }
 
     /// Rows of windows of one stream.
@@ -74,9 +77,15 @@ impl Patches {
         }
         let mut patches = match scratch.take() {
             Some(patches) => patches,
-            None => scratch_like(x, [l.streams, rows, self.row])?,
+            None => Tensor::scratch_on(&x.device(), [l.streams, rows, self.row], self.dtype)?,
         };
-        let call = Call::new("conv_gather", x)?.input(x).output(&mut patches).int(l.batch).int(lines.start);
+        let kernel = match x.dtype() {
+            dtype if dtype == self.dtype => "conv_gather",
+            DType::U8 => "conv_gather_bytes",
+            _ => "conv_gather_floats",
+        };
+        let call = Call::untyped(&format!("{kernel}_{}", self.dtype), x)?.input(x);
+        let call = call.output_of(&mut patches, self.dtype).int(l.batch).int(lines.start);
         let part = x.bytes() / self.lines() * lines.len();
         let call = self.arguments(call).bytes(part + l.streams * rows * self.row * self.size);
         let share = (l.out_width * self.row * self.size / 16).div_ceil(THREADS * STEPS);
@@ -86,6 +95,32 @@ impl Patches {
         let matrix = matrix(&patches, self.row, rows * self.row);
         *scratch = Some(patches);
         matrix
+    }
+
+    /// The product of the patches with a weight `(S, O, row)`.
+    fn product(self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+        let (l, k, o) = (self.l, self.row, self.l.outputs);
+        let y = scratch_like(weight, [l.streams, l.batch, l.out_height, l.out_width, o])?;
+        let mut scratch = None;
+        for lines in self.chunks() {
+            let (first, rows) = (lines.start * l.out_width, lines.len() * l.out_width);
+            let product = Product {
+                dtype: self.dtype,
+                count: l.streams,
+                shape: (rows, o, k),
+                a: self.matrix(x, lines, &mut scratch)?,
+                a_transposed: false,
+                b: matrix(weight, k, o * k)?,
+                b_transposed: true,
+                c: at(matrix(&y, o, l.pixels() * o)?, first * o, self.size),
+                bias: bias.map(|b| matrix(b, o, o)).transpose()?.map(|b| b.address),
+                residual: None,
+                relu: false,
+            };
+            // SAFETY: the rows of these patches and of y, all of one type and on one device.
+            unsafe { driver_of(x)?.product(&product)? };
+        }
+        Ok(y)
     }
 }
 
@@ -111,36 +146,39 @@ fn at(matrix: Matrix, numbers: usize, size: usize) -> Matrix {
 /// x `(S, B, H, W, I)`, weight `(S, O, kh, kw, I)`, bias `(S, O)` -> `(S, B, H', W', O)`.
 pub fn forward(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, window: Window) -> Result<Tensor> {
     same_type(x, [Some(weight), bias, None])?;
-    let patches = Patches::of(x.shape(), weight.shape(), window, x.dtype().size());
-    let (l, k) = (patches.l, patches.row);
-    let o = l.outputs;
-    let y = scratch_like(x, [l.streams, l.batch, l.out_height, l.out_width, o])?;
-    let weight = with_row(weight, l.streams, l.patch(), k)?;
-    let mut scratch = None;
-    for lines in patches.chunks() {
-        let (first, rows) = (lines.start * l.out_width, lines.len() * l.out_width);
-        let product = Product {
-            dtype: x.dtype(),
-            count: l.streams,
-            shape: (rows, o, k),
-            a: patches.matrix(x, lines, &mut scratch)?,
-            a_transposed: false,
-            b: matrix(&weight, k, o * k)?,
-            b_transposed: true,
-            c: at(matrix(&y, o, l.pixels() * o)?, first * o, patches.size),
-            bias: bias.map(|b| matrix(b, o, o)).transpose()?.map(|b| b.address),
-            residual: None,
-        };
-        // SAFETY: the rows of these patches and of y, all of one type and on one device.
-        unsafe { driver_of(x)?.product(&product)? };
+    let patches = Patches::of(x.shape(), weight.shape(), window, x.dtype());
+    let weight = with_row(weight, patches.l.streams, patches.l.patch(), patches.row)?;
+    patches.product(x, &weight, bias)
+}
+
+/// As [`forward`], with a square kernel whose weight is `(S, O, row)`: each output's numbers (kh, kw, I), then zeros up to
+/// a multiple of 16 bytes. x may be pictures of bytes, of which 255 is 1, or of floats.
+///
+/// # Errors
+/// When the weight's rows have another length, or the device reports an error.
+pub fn infer(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    kernel: usize,
+    window: Window,
+) -> Result<Tensor> {
+    same_type(weight, [bias, None, None])?;
+    let shape = Shape::from([weight.dim(0), weight.dim(1), kernel, kernel, x.shape().last()]);
+    let mut patches = Patches::of(x.shape(), shape, window, weight.dtype());
+    patches.row = patches.l.patch().next_multiple_of(16 / patches.size);
+    patches.reshaped &= x.dtype() == weight.dtype() && patches.row == patches.l.patch();
+    if patches.row != weight.dim(2) {
+        let shapes = [x.shape(), weight.shape()];
+        return Err(Error::shape("convolution", "the rows of the weight do not fit", &shapes));
     }
-    Ok(y)
+    patches.product(x, weight, bias)
 }
 
 /// The gradient of the weight.
 pub fn backward_weight(dy: &Tensor, x: &Tensor, weight: Shape, window: Window) -> Result<Tensor> {
     same_type(x, [Some(dy), None, None])?;
-    let patches = Patches::of(x.shape(), weight, window, x.dtype().size());
+    let patches = Patches::of(x.shape(), weight, window, x.dtype());
     let (l, k) = (patches.l, patches.row);
     let (s, o) = (l.streams, l.outputs);
     // Each chunk's gradient for itself; they are added in f32.
@@ -160,6 +198,7 @@ pub fn backward_weight(dy: &Tensor, x: &Tensor, weight: Shape, window: Window) -
             c: at(matrix(&partial, k, chunks * o * k)?, chunk * o * k, patches.size),
             bias: None,
             residual: None,
+            relu: false,
         };
         // SAFETY: as in `forward`; each chunk has its part of `partial`.
         unsafe { driver_of(x)?.product(&product)? };
@@ -171,7 +210,7 @@ pub fn backward_weight(dy: &Tensor, x: &Tensor, weight: Shape, window: Window) -
 /// The gradient of the input, of shape `x`.
 pub fn backward_input(dy: &Tensor, weight: &Tensor, x: Shape, window: Window) -> Result<Tensor> {
     same_type(dy, [Some(weight), None, None])?;
-    let patches = Patches::of(x, weight.shape(), window, dy.dtype().size());
+    let patches = Patches::of(x, weight.shape(), window, dy.dtype());
     let l = patches.l;
     let (kh, kw) = l.kernel;
     if !patches.reshaped && window.stride == 1 && kh == kw && window.padding < kh {
@@ -208,6 +247,7 @@ pub fn backward_input(dy: &Tensor, weight: &Tensor, x: Shape, window: Window) ->
             c: matrix(target, k, rows * k)?,
             bias: None,
             residual: None,
+            relu: false,
         };
         // SAFETY: as in `forward`; the target was made for as many rows or more.
         unsafe { driver_of(dy)?.product(&product)? };

@@ -78,7 +78,8 @@ pub struct Matrix {
     pub batch: usize,
 }
 
-/// `count` products c = a·b + bias + residual, where a is m×k, b is k×n and c is m×n; all of one type, sums in f32.
+/// `count` products c = a·b + bias + residual, or ReLU of that, where a is m×k, b is k×n and c is m×n; all of one type,
+/// sums in f32.
 #[derive(Clone, Copy, Debug)]
 pub struct Product {
     /// The type of every matrix and of the bias.
@@ -101,6 +102,8 @@ pub struct Product {
     pub bias: Option<u64>,
     /// A matrix of the shape of c that is added to it; it may be c itself.
     pub residual: Option<Matrix>,
+    /// Whether negative results become 0.
+    pub relu: bool,
 }
 
 impl fmt::Display for Product {
@@ -110,7 +113,8 @@ impl fmt::Display for Product {
         write!(f, "product_{} {} x ({m}x{k}){}", self.dtype, self.count, t(self.a_transposed))?;
         write!(f, "({k}x{n}){}", t(self.b_transposed))?;
         f.write_str(if self.bias.is_some() { " + bias" } else { "" })?;
-        f.write_str(if self.residual.is_some() { " + residual" } else { "" })
+        f.write_str(if self.residual.is_some() { " + residual" } else { "" })?;
+        f.write_str(if self.relu { ", relu" } else { "" })
     }
 }
 

@@ -32,6 +32,33 @@ pub fn forward(x: &Tensor, m: &Tensor, lambda: &Tensor, tau: Option<f32>) -> Res
     Ok(y)
 }
 
+/// As [`forward`] with m = σ(hidden·weight + bias): hidden `(1, …, C)`, weight f32 `(C)`.
+pub fn scored(
+    x: &Tensor,
+    hidden: &Tensor,
+    (weight, bias): (&Tensor, f32),
+    lambda: f32,
+    tau: Option<f32>,
+) -> Result<Tensor> {
+    let (c, pixels) = (x.shape().last(), x.len() / (2 * x.shape().last()));
+    let mut y = scratch_like(x, x.shape())?;
+    let call = Call::new("gate_scored", x)?
+        .input(x)
+        .input(hidden)
+        .input_of(weight, DType::F32)
+        .float(bias)
+        .float(lambda)
+        .output(&mut y)
+        .int(pixels)
+        .int(c)
+        .int(tau.is_some().into())
+        .float(tau.unwrap_or_default())
+        .operations(6 * x.len());
+    // SAFETY: as in `forward`, with C numbers of `hidden` for each pixel.
+    unsafe { call.launch([blocks(x, pixels), 1, 1], THREADS, 0)? };
+    Ok(y)
+}
+
 /// The gradients of x, m and λ.
 pub fn backward(
     dy: Tensor,

@@ -10,17 +10,32 @@ const TILE: usize = 512;
 /// x `(S, …, C)`, weight and bias f32 `(S, C)` -> y of the shape of x, and μ and 1/√(σ² + eps) of each row, f32
 /// `(rows, 2)`.
 pub fn forward(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Result<(Tensor, Tensor)> {
+    let mut statistics = scratch_f32(x, [x.len() / weight.dim(1), 2])?;
+    Ok((norm(x, weight, bias, eps, Some(&mut statistics))?, statistics))
+}
+
+/// As [`forward`], without what backward needs.
+pub fn infer(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Result<Tensor> {
+    norm(x, weight, bias, eps, None)
+}
+
+fn norm(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    eps: f32,
+    statistics: Option<&mut Tensor>,
+) -> Result<Tensor> {
     const WARPS: usize = 4;
     let (s, c) = (weight.dim(0), weight.dim(1));
     let rows = x.len() / c;
     let mut y = scratch_like(x, x.shape())?;
-    let mut statistics = scratch_f32(x, [rows, 2])?;
     let call = Call::new("layer_norm", x)?
         .input(x)
         .input_of(weight, DType::F32)
         .input_of(bias, DType::F32)
         .output(&mut y)
-        .output_of(&mut statistics, DType::F32)
+        .maybe_output_of(statistics, DType::F32)
         .int(rows)
         .int(rows / s)
         .int(c)
@@ -28,7 +43,7 @@ pub fn forward(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Result<(
         .operations(7 * x.len());
     // SAFETY: a warp for each row of C numbers, guarded; weight and bias have a row for each of the S streams.
     unsafe { call.launch([rows.div_ceil(WARPS), 1, 1], WARPS * WARP, 0)? };
-    Ok((y, statistics))
+    Ok(y)
 }
 
 /// The gradients of x, weight and bias.

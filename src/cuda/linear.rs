@@ -18,6 +18,17 @@ pub fn forward(
     bias: Option<&Tensor>,
     residual: Option<&Tensor>,
 ) -> Result<Tensor> {
+    apply(x, weight, bias, residual, false)
+}
+
+/// As [`forward`]; with `relu`, negative results become 0.
+pub fn apply(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    residual: Option<&Tensor>,
+    relu: bool,
+) -> Result<Tensor> {
     let (s, o, i) = (weight.dim(0), weight.dim(1), weight.dim(2));
     let rows = x.len() / (s * i);
     let y = scratch_like(x, x.shape().with_last(o))?;
@@ -33,8 +44,34 @@ pub fn forward(
         c: matrix(&y, o, rows * o)?,
         bias: bias.map(|b| matrix(b, o, o)).transpose()?.map(|b| b.address),
         residual: residual.map(|r| matrix(r, o, rows * o)).transpose()?,
+        relu,
     };
     // SAFETY: the lengths above are those of the tensors, all of one type and on one device.
+    unsafe { driver_of(x)?.product(&product)? };
+    Ok(y)
+}
+
+/// ReLU(x·Wᵀ + bias) with the streams' outputs side by side: x `(S, …, I)`, weight `(S, O, I)`, bias `(S, O)` ->
+/// `(1, …, S·O)`.
+pub fn side_by_side(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    let (s, o, i) = (weight.dim(0), weight.dim(1), weight.dim(2));
+    let rows = x.len() / (s * i);
+    let y = scratch_like(x, x.shape().with_dim(0, 1).with_last(s * o))?;
+    same_type(x, [Some(weight), bias, None])?;
+    let product = Product {
+        dtype: x.dtype(),
+        count: s,
+        shape: (rows, o, i),
+        a: matrix(x, i, rows * i)?,
+        a_transposed: false,
+        b: matrix(weight, i, o * i)?,
+        b_transposed: true,
+        c: matrix(&y, s * o, o)?,
+        bias: bias.map(|b| matrix(b, o, o)).transpose()?.map(|b| b.address),
+        residual: None,
+        relu: true,
+    };
+    // SAFETY: as in `apply`; the streams' columns of y lie side by side.
     unsafe { driver_of(x)?.product(&product)? };
     Ok(y)
 }
@@ -56,6 +93,7 @@ pub fn backward_input(dy: &Tensor, weight: &Tensor) -> Result<Tensor> {
         c: matrix(&dx, i, rows * i)?,
         bias: None,
         residual: None,
+        relu: false,
     };
     // SAFETY: as in `forward`.
     unsafe { driver_of(dy)?.product(&product)? };
@@ -79,6 +117,7 @@ pub fn backward_weight(dy: &Tensor, x: &Tensor, s: usize) -> Result<Tensor> {
         c: matrix(&dw, i, o * i)?,
         bias: None,
         residual: None,
+        relu: false,
     };
     // SAFETY: as in `forward`.
     unsafe { driver_of(dy)?.product(&product)? };

@@ -11,6 +11,7 @@ pub mod conv;
 pub mod depthwise;
 pub mod driver;
 pub mod elementwise;
+pub mod fuse;
 pub mod fusion_loss;
 pub mod gate;
 pub mod gpu;
@@ -24,6 +25,8 @@ pub mod realign;
 pub mod reduce;
 pub mod resize;
 pub mod resized_taps;
+pub mod scores;
+pub mod spatial;
 pub mod structure;
 pub mod trace;
 

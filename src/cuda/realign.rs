@@ -21,6 +21,15 @@ pub fn paper_forward(x: &Tensor, channel: &Tensor, spatial: &Tensor) -> Result<T
     forward(Call::new("realign_paper", x)?.input(x), x, channel, spatial)
 }
 
+/// As [`release_forward`] with a gate `(1, B, H, W, C)` before its σ, or as [`paper_forward`] without one; channel
+/// `(2, …, B, 2C)`: the weights of channels are σ of the sum of its halves.
+pub fn raw(x: &Tensor, gate: Option<&Tensor>, channel: &Tensor, spatial: &Tensor) -> Result<Tensor> {
+    match gate {
+        Some(gate) => forward(Call::new("realign_release_raw", x)?.input(x).input(gate), x, channel, spatial),
+        None => forward(Call::new("realign_paper_raw", x)?.input(x), x, channel, spatial),
+    }
+}
+
 fn forward(call: Call, x: &Tensor, channel: &Tensor, spatial: &Tensor) -> Result<Tensor> {
     let (batch, c, pixels) = (x.dim(1), x.shape().last(), x.dim(2) * x.dim(3));
     let (parts, per_part) = walk(x).parts(pixels, 2);

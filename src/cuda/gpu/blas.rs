@@ -37,6 +37,7 @@ struct Key {
     a_transposed: bool,
     b_transposed: bool,
     bias_alignment: Option<u32>,
+    relu: bool,
 }
 
 /// A matrix without its place.
@@ -164,6 +165,7 @@ impl Key {
             a_transposed: product.a_transposed,
             b_transposed: product.b_transposed,
             bias_alignment: product.bias.map(alignment),
+            relu: product.relu,
         }
     }
 }
@@ -248,7 +250,7 @@ impl Plan {
     }
 }
 
-/// What is computed: transposes, type of the sums, bias.
+/// What is computed: transposes, type of the sums, bias, ReLU.
 struct Description(sys::cublasLtMatmulDesc_t);
 
 impl Description {
@@ -262,10 +264,16 @@ impl Description {
         // cuBLAS's numbers for "as it is" and "transposed".
         description.set(Of::CUBLASLT_MATMUL_DESC_TRANSA, u32::from(product.b_transposed))?;
         description.set(Of::CUBLASLT_MATMUL_DESC_TRANSB, u32::from(product.a_transposed))?;
+        use sys::cublasLtEpilogue_t as Epilogue;
+        let epilogue = match (product.bias, product.relu) {
+            (None, false) => Epilogue::CUBLASLT_EPILOGUE_DEFAULT,
+            (Some(_), false) => Epilogue::CUBLASLT_EPILOGUE_BIAS,
+            (None, true) => Epilogue::CUBLASLT_EPILOGUE_RELU,
+            (Some(_), true) => Epilogue::CUBLASLT_EPILOGUE_RELU_BIAS,
+        };
+        description.set(Of::CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue as u32)?;
         if let Some(bias) = product.bias {
             // A number for each row of c' by columns, which is a column of c.
-            let epilogue = sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS as u32;
-            description.set(Of::CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue)?;
             description.set(Of::CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias)?;
             if product.count > 1 {
                 description.set(Of::CUBLASLT_MATMUL_DESC_BIAS_BATCH_STRIDE, product.shape.1 as i64)?;

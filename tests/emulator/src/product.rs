@@ -55,6 +55,9 @@ pub unsafe fn product(memory: &DeviceMemory, product: &Product, tf32: bool) -> R
             if let Some(residual) = &residual {
                 out.iter_mut().zip(&residual[(which * m + row) * n + column..]).for_each(|(c, r)| *c += r);
             }
+            if product.relu {
+                out.iter_mut().for_each(|c| *c = if *c < 0.0 { 0.0 } else { *c });
+            }
         });
         access.write(product.c, (m, n), &c);
     }

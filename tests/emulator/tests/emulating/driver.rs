@@ -150,6 +150,7 @@ fn tf32_rounds_the_factors_alone() {
             c: matrix(&c),
             bias: Some(bias.address()),
             residual: None,
+            relu: false,
         };
         // SAFETY: all are of one number.
         unsafe { bench.driver.product(&product).unwrap() };
@@ -204,6 +205,7 @@ fn each_kind_of_call_can_be_made_to_fail_once() {
             c: Matrix { address: y.address(), ..one },
             bias: None,
             residual: None,
+            relu: false,
         };
         let args = [pointer(&x), pointer(&y), Arg::I32(1)];
         let launch = Launch {

@@ -226,6 +226,7 @@ fn a_product_that_reaches_too_far() {
             c: matrix(c.address(), 5),
             bias: None,
             residual: None,
+            relu: false,
         };
         // SAFETY: the emulator checks the ranges of products in every mode.
         let multiply = |product| unsafe { bench.driver.product(&product) }.map_err(|error| error.to_string());
