@@ -1,12 +1,16 @@
 //! The fused engine gives what the ordinary pass gives.
 
+use std::sync::Arc;
+
+use amdanet::cuda::driver::Driver;
 use amdanet::data::to_bytes;
 use amdanet::infer::product::{Finish, Grid, Instructions, Packed, product};
 use amdanet::infer::{Engine, Pairs, Pixels, Wanted};
 use amdanet::model::{Amdanet, Arch, Encoder, ModelConfig};
 use amdanet::nn::Pass;
 use amdanet::random::Stream;
-use amdanet::{Tensor, verify};
+use amdanet::{DType, Tensor, verify};
+use emulator::{Emulator, Options};
 
 fn model(encoder: Encoder, arch: Arch) -> Amdanet {
     let mut model = Amdanet::new(ModelConfig::new(encoder, arch, 9)).unwrap();
@@ -186,5 +190,42 @@ fn every_instruction_set_computes_the_network() {
         let mut session = Engine::new(&model).unwrap().with(instructions).unwrap().session();
         let got = session.run(&Pairs::new(&visible, &infrared).unwrap(), ALL).unwrap();
         assert!(error(got.logits.unwrap(), want.logits.value().f32()) < 1e-5, "{instructions:?}");
+    }
+}
+
+/// The emulator, or a real device where `AMDANET_TEST_DEVICE` is `cuda`.
+fn device() -> Arc<dyn Driver> {
+    match std::env::var_os("AMDANET_TEST_DEVICE").is_some_and(|name| name == "cuda") {
+        true => amdanet::cuda::open(0, false).unwrap(),
+        false => Emulator::new(Options::default()),
+    }
+}
+
+#[test]
+fn a_device_computes_the_network() {
+    for encoder in [Encoder::Nano, Encoder::B0] {
+        for arch in [Arch::Release, Arch::Paper] {
+            let engine = Engine::new(&model(encoder, arch)).unwrap();
+            for (dtype, tolerance) in [(DType::F32, 1e-5), (DType::F16, 5e-3), (DType::BF16, 4e-2)] {
+                let mut session = engine.clone().on(&device(), dtype).unwrap().session();
+                for (h, w) in [(32, 32), (75, 101)] {
+                    let [visible, infrared] = pictures(2, h, w);
+                    let pairs = Pairs::new(&visible, &infrared).unwrap();
+                    let mut on_cpu = engine.session();
+                    let want = on_cpu.run(&pairs, ALL).unwrap();
+                    let got = session.run(&pairs, ALL).unwrap();
+                    let errors = [
+                        error(got.logits.unwrap(), want.logits.unwrap()),
+                        error(got.probabilities.unwrap(), want.probabilities.unwrap()),
+                        error(got.image.unwrap(), want.image.unwrap()),
+                    ];
+                    println!("{encoder} {arch} {dtype} {h}x{w}: {errors:?}");
+                    assert!(errors.iter().all(|&e| e < tolerance), "{encoder} {arch} {dtype}: {errors:?}");
+                    assert_eq!(to_bytes(got.image.unwrap()), got.fused);
+                    let same = got.labels.iter().zip(want.labels).filter(|(a, b)| a == b).count();
+                    assert!(dtype != DType::F32 || same as f64 >= 0.999 * got.labels.len() as f64);
+                }
+            }
+        }
     }
 }

@@ -8,33 +8,37 @@
 
 mod align;
 mod arena;
+mod device;
 mod encoder;
 mod heads;
+mod host;
 mod network;
 mod pack;
 mod plan;
 pub mod product;
 mod vector;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
-use arena::{Slice, at_least};
-use network::Network;
 pub use network::Wanted;
 use pack::{Source, Weights};
-use plan::{Context, Scratch};
 pub use plan::{Plan, Step};
 use product::Instructions;
 
+use crate::cuda::driver::Driver;
 use crate::model::{Amdanet, SMALLEST_SIDE};
-use crate::{Error, Result, Tensor, cpu};
+use crate::{DType, Error, Result, Tensor, cpu};
 
 /// A packed network, shared by its sessions.
 #[derive(Clone)]
 pub struct Engine {
-    weights: Arc<Weights>,
-    instructions: Instructions,
+    packed: Packed,
+}
+
+#[derive(Clone)]
+enum Packed {
+    Cpu(Arc<Weights>, Instructions),
+    Device(Arc<device::Packed>),
 }
 
 impl Engine {
@@ -56,33 +60,52 @@ impl Engine {
 
     fn pack(source: Source) -> Result<Self> {
         let weights = Arc::new(cpu::on_pool(|| Weights::new(source))?);
-        Ok(Self { weights, instructions: Instructions::best() })
+        Ok(Self { packed: Packed::Cpu(weights, Instructions::best()) })
+    }
+
+    /// The same network on a CUDA device, with weights and activations of type `dtype`.
+    ///
+    /// # Errors
+    /// When it is on a device already, or the device has not enough memory or reports another error.
+    pub fn on(self, driver: &Arc<dyn Driver>, dtype: DType) -> Result<Self> {
+        let Packed::Cpu(weights, _) = &self.packed else {
+            return Err(Error::Config("the engine is on a device already: pack the network again".into()));
+        };
+        Ok(Self { packed: Packed::Device(Arc::new(device::Packed::new(weights, driver, dtype)?)) })
     }
 
     /// The same network with other vector instructions.
     ///
     /// # Errors
-    /// When the processor does not have them.
+    /// When the processor does not have them, or the engine is on a device.
     pub fn with(self, instructions: Instructions) -> Result<Self> {
-        if !instructions.is_available() {
-            return Err(Error::Config(format!("this processor has no {instructions:?} instructions")));
+        match self.packed {
+            Packed::Cpu(weights, _) if instructions.is_available() => {
+                Ok(Self { packed: Packed::Cpu(weights, instructions) })
+            }
+            Packed::Cpu(..) => {
+                Err(Error::Config(format!("this processor has no {instructions:?} instructions")))
+            }
+            Packed::Device(_) => Err(Error::Config("instructions are a matter of the CPU's engine".into())),
         }
-        Ok(Self { instructions, ..self })
     }
 
     /// Number of classes.
     pub fn classes(&self) -> usize {
-        self.weights.config.classes
+        match &self.packed {
+            Packed::Cpu(weights, _) => weights.config.classes,
+            Packed::Device(packed) => packed.classes(),
+        }
     }
 
     /// Memory and plans for one caller at a time.
     pub fn session(&self) -> Session {
-        Session {
-            engine: self.clone(),
-            networks: HashMap::new(),
-            memory: Tensor::zeros([0]),
-            scratch: Scratch::new(),
-        }
+        Session(match &self.packed {
+            Packed::Cpu(weights, instructions) => {
+                Kind::Cpu(host::Session::new(weights.clone(), *instructions))
+            }
+            Packed::Device(packed) => Kind::Device(device::Session::new(packed.clone())),
+        })
     }
 }
 
@@ -140,6 +163,30 @@ impl<'a> Pairs<'a> {
         let [visible, infrared] = [visible, infrared].map(|x| Pixels::Floats(x.f32()));
         Ok(Self { batch: shape[1], height: shape[2], width: shape[3], visible, infrared })
     }
+
+    fn check_size(&self) -> Result<()> {
+        let Self { batch, height, width, .. } = *self;
+        if batch == 0 || height.min(width) < SMALLEST_SIDE {
+            return Err(Error::Config(format!(
+                "{batch} pairs of {width}x{height} pixels: the network needs at least one, of at least \
+                 {SMALLEST_SIDE} on each side"
+            )));
+        }
+        Ok(())
+    }
+
+    fn check_pixels(&self) -> Result<()> {
+        let Self { batch, height, width, visible, infrared } = *self;
+        let numbers = 3 * batch * height * width;
+        if visible.len() != numbers || infrared.len() != numbers {
+            return Err(Error::Config(format!(
+                "{batch} pairs of {width}x{height} pixels have {numbers} numbers each, not {} and {}",
+                visible.len(),
+                infrared.len()
+            )));
+        }
+        Ok(())
+    }
 }
 
 /// What a run says, in the memory of its session.
@@ -156,19 +203,19 @@ pub struct Output<'a> {
     pub probabilities: Option<&'a [f32]>,
 }
 
-/// The plans for the shapes met so far, and memory for the largest of them.
-pub struct Session {
-    engine: Engine,
-    networks: HashMap<(usize, usize, usize, Wanted), Network>,
-    memory: Tensor,
-    scratch: Scratch,
+/// What an engine computes with: its plans for the shapes met so far, and memory.
+pub struct Session(Kind);
+
+enum Kind {
+    Cpu(host::Session),
+    Device(device::Session),
 }
 
 impl Session {
     /// Fuses and labels a batch.
     ///
     /// # Errors
-    /// When a side is below 32, the batch is empty, or a picture has another number of pixels.
+    /// When a side is below 32, the batch is empty, a picture has another number of pixels, or a device reports an error.
     pub fn run(&mut self, pairs: &Pairs, wanted: Wanted) -> Result<Output<'_>> {
         self.compute(pairs, wanted, false)
     }
@@ -184,59 +231,21 @@ impl Session {
     /// The plan for pictures of this size, for reading.
     ///
     /// # Errors
-    /// When a side is below 32 or the batch is empty.
+    /// When a side is below 32, the batch is empty, or a device reports an error.
     pub fn plan(&mut self, pairs: &Pairs, wanted: Wanted) -> Result<&Plan> {
-        Ok(&self.network(pairs, wanted)?.plan)
-    }
-
-    fn network(&mut self, pairs: &Pairs, wanted: Wanted) -> Result<&mut Network> {
-        let Pairs { batch, height, width, .. } = *pairs;
-        if batch == 0 || height.min(width) < SMALLEST_SIDE {
-            return Err(Error::Config(format!(
-                "{batch} pairs of {width}x{height} pixels: the network needs at least one, of at least \
-                 {SMALLEST_SIDE} on each side"
-            )));
+        pairs.check_size()?;
+        match &mut self.0 {
+            Kind::Cpu(session) => Ok(session.plan(pairs, wanted)),
+            Kind::Device(session) => session.plan(pairs, wanted),
         }
-        let weights = &self.engine.weights;
-        let make = || network::network(weights, batch, height, width, wanted);
-        Ok(self.networks.entry((batch, height, width, wanted)).or_insert_with(make))
     }
 
     fn compute(&mut self, pairs: &Pairs, wanted: Wanted, timed: bool) -> Result<Output<'_>> {
-        let Pairs { batch, height, width, visible, infrared } = *pairs;
-        self.network(pairs, wanted)?;
-        let Self { engine, networks, memory, scratch } = self;
-        let Some(network) = networks.get_mut(&(batch, height, width, wanted)) else {
-            unreachable!("the plan was made above")
-        };
-        let pixels = batch * height * width;
-        if visible.len() != 3 * pixels || infrared.len() != 3 * pixels {
-            return Err(Error::Config(format!(
-                "{batch} pairs of {width}x{height} pixels have {} numbers each, not {} and {}",
-                3 * pixels,
-                visible.len(),
-                infrared.len()
-            )));
+        pairs.check_size()?;
+        pairs.check_pixels()?;
+        match &mut self.0 {
+            Kind::Cpu(session) => Ok(session.run(pairs, wanted, timed)),
+            Kind::Device(session) => session.run(pairs, wanted, timed),
         }
-        at_least(memory, network.plan.len);
-        let memory = memory.f32_mut();
-        cpu::on_pool(|| {
-            scratch.reserve(network.plan.scratch);
-            for (i, picture) in [visible, infrared].into_iter().enumerate() {
-                picture.copy_to(&mut memory[network.plan.range(network.pictures.part(i, 2))]);
-            }
-            network.plan.run(&Context::new(engine.instructions, scratch), memory, timed);
-        });
-        let memory = &*memory;
-        let floats = |slice: Slice| &memory[network.plan.range(slice)];
-        let bytes = |slice: Slice| -> &[u8] { bytemuck::cast_slice(floats(slice)) };
-        let [image, logits, probabilities] = network.extra.map(|slice| slice.map(floats));
-        Ok(Output {
-            labels: &bytes(network.labels)[..pixels],
-            fused: &bytes(network.fused)[..3 * pixels],
-            image,
-            logits,
-            probabilities,
-        })
     }
 }

@@ -7,7 +7,7 @@ use super::arena::Slice;
 use super::encoder::{self, After, Map, Patches};
 use super::heads::{self, Grids};
 use super::pack::{Attention, Block, Weights};
-use super::plan::{Builder, Plan};
+use super::plan::{Builder, Program};
 use crate::model::Arch;
 
 /// What is computed besides the labels and the fused picture in bytes.
@@ -24,7 +24,7 @@ pub struct Wanted {
 /// A plan with the places of its inputs and outputs.
 pub struct Network {
     /// The steps.
-    pub plan: Plan,
+    pub program: Program,
     /// Both pictures in [0, 1], `(2, B, H, W, 3)`.
     pub pictures: Slice,
     /// The fused picture as bytes, `(B, H, W, 3)`.
@@ -95,8 +95,8 @@ impl Maker<'_> {
         let (fused, image) = self.fuse((pictures, picture), &taps, wanted.image, pixels);
         let extra = [image, logits.filter(|_| wanted.logits), probabilities];
         let outputs: Vec<Slice> = [fused, labels].into_iter().chain(extra.into_iter().flatten()).collect();
-        let plan = self.plan.finish(&[pictures], &outputs);
-        Network { plan, pictures, fused, labels, extra }
+        let program = self.plan.finish(&[pictures], &outputs);
+        Network { program, pictures, fused, labels, extra }
     }
 
     fn embed(&mut self, level: usize, (x, from): (Slice, Map), patches: Patches, map: Map) -> Slice {

@@ -68,11 +68,6 @@ impl Scratch {
         }
     }
 
-    /// Bytes of all threads.
-    pub fn bytes(&self) -> usize {
-        self.slots.iter().map(|s| s.lock().unwrap_or_else(PoisonError::into_inner).bytes()).sum()
-    }
-
     fn mine(&self) -> &Mutex<Tensor> {
         let index = rayon::current_thread_index().map_or(0, |i| i + 1);
         &self.slots[index % self.slots.len()]
@@ -97,13 +92,23 @@ pub struct Step {
     pub operations: usize,
     /// Seconds that it took, the least of the runs that were timed.
     pub seconds: f64,
-    run: Run,
 }
 
-/// The steps for one shape, and where their buffers are.
+/// The steps for one shape, for reading.
 pub struct Plan {
     /// In order.
     pub steps: Vec<Step>,
+    /// Bytes of all buffers together.
+    pub arena: usize,
+    /// Bytes of scratch memory on each thread.
+    pub scratch: usize,
+}
+
+/// A plan that the CPU can carry out.
+pub struct Program {
+    /// The steps.
+    pub plan: Plan,
+    runs: Vec<Run>,
     starts: Vec<usize>,
     /// Numbers in the arena.
     pub len: usize,
@@ -111,13 +116,13 @@ pub struct Plan {
     pub scratch: usize,
 }
 
-impl Plan {
+impl Program {
     /// Computes every step; with `timed`, notes how long each takes.
     pub fn run(&mut self, context: &Context, memory: &mut [f32], timed: bool) {
         let mut arena = Arena { memory, starts: &self.starts };
-        for step in &mut self.steps {
+        for (step, run) in self.plan.steps.iter_mut().zip(&self.runs) {
             let start = timed.then(Instant::now);
-            (step.run)(context, &mut arena);
+            run(context, &mut arena);
             if let Some(start) = start {
                 step.seconds = step.seconds.min(start.elapsed().as_secs_f64());
             }
@@ -190,8 +195,11 @@ impl fmt::Display for Plan {
             seconds: rows.iter().map(|r| r.seconds).sum(),
         };
         line(f, &total)?;
-        let (arena, scratch) = (4.0 * self.len as f64 / 1e6, 4.0 * self.scratch as f64 / 1e6);
-        write!(f, "arena {arena:.1} MB, scratch {scratch:.1} MB on each thread")
+        write!(f, "arena {:.1} MB", self.arena as f64 / 1e6)?;
+        match self.scratch {
+            0 => Ok(()),
+            scratch => write!(f, ", scratch {:.1} MB on each thread", scratch as f64 / 1e6),
+        }
     }
 }
 
@@ -200,6 +208,7 @@ impl fmt::Display for Plan {
 pub struct Builder {
     lives: Vec<Life>,
     steps: Vec<Step>,
+    runs: Vec<Run>,
     scratch: usize,
 }
 
@@ -230,12 +239,12 @@ impl Builder {
             bytes: buffers.iter().map(|s| 4 * s.len).sum(),
             operations,
             seconds: f64::INFINITY,
-            run: Box::new(move |context, arena| run(context, arena.views(buffers))),
         });
+        self.runs.push(Box::new(move |context, arena| run(context, arena.views(buffers))));
     }
 
     /// The plan. `inputs` are there before the first step, `outputs` stay after the last.
-    pub fn finish(mut self, inputs: &[Slice], outputs: &[Slice]) -> Plan {
+    pub fn finish(mut self, inputs: &[Slice], outputs: &[Slice]) -> Program {
         let last = self.steps.len();
         for slice in inputs {
             self.lives[slice.buffer].steps.start = 0;
@@ -244,6 +253,7 @@ impl Builder {
             self.lives[slice.buffer].steps.end = last;
         }
         let (starts, len) = place(&self.lives);
-        Plan { steps: self.steps, starts, len, scratch: self.scratch }
+        let Self { steps, runs, scratch, .. } = self;
+        Program { plan: Plan { steps, arena: 4 * len, scratch: 4 * scratch }, runs, starts, len, scratch }
     }
 }

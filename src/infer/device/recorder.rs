@@ -1,0 +1,311 @@
+//! A plan by recording: the launches of one forward pass, their buffers in one arena.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::cuda::driver::{Arg, Driver, Graph, Launch, Memory, Product, Work};
+use crate::infer::arena::{Life, place};
+use crate::infer::plan::{Plan, Step};
+use crate::{Error, Result};
+
+/// Addresses from here on are those of buffers that are planned: the number of the buffer, then the byte within it.
+const PLANNED: u64 = 1 << 62;
+/// Bits for the byte within a buffer.
+const WITHIN: u32 = 40;
+/// What a device aligns allocations to, and so do plans.
+const ALIGNMENT: usize = 256;
+
+/// Something that a device does in the order of its queue.
+enum Task {
+    Copy { from: u64, to: u64, bytes: usize },
+    Fill { to: u64, byte: u8, bytes: usize },
+    Launch { kernel: String, grid: [u32; 3], block: [u32; 3], shared: u32, args: Vec<Arg>, work: Work },
+    Product(Product),
+}
+
+impl Task {
+    fn work(&self) -> Work {
+        match self {
+            Self::Copy { bytes, .. } => Work { bytes: 2 * *bytes as u64, operations: 0 },
+            Self::Fill { bytes, .. } => Work { bytes: *bytes as u64, operations: 0 },
+            Self::Launch { work, .. } => *work,
+            Self::Product(product) => product.work(),
+        }
+    }
+
+    fn name(&self) -> String {
+        match self {
+            Self::Copy { .. } => "copy".into(),
+            Self::Fill { .. } => "fill".into(),
+            Self::Launch { kernel, .. } => kernel.clone(),
+            Self::Product(product) => product.to_string(),
+        }
+    }
+
+    /// The same with every address as `place` says.
+    fn placed(mut self, place: impl Fn(u64) -> u64) -> Self {
+        match &mut self {
+            Self::Copy { from, to, .. } => (*from, *to) = (place(*from), place(*to)),
+            Self::Fill { to, .. } => *to = place(*to),
+            Self::Launch { args, .. } => {
+                for arg in args {
+                    if let Arg::Pointer(address) = arg {
+                        *address = place(*address);
+                    }
+                }
+            }
+            Self::Product(product) => {
+                let Product { a, b, c, bias, residual, .. } = product;
+                let matrices = [a, b, c].into_iter().chain(residual);
+                matrices.map(|m| &mut m.address).chain(bias).for_each(|address| *address = place(*address));
+            }
+        }
+        self
+    }
+
+    /// # Safety
+    /// What the task touches belongs to the caller.
+    unsafe fn run(&self, device: &dyn Driver) -> Result<()> {
+        // SAFETY: the caller vouches for the memory; the arguments are those that the launcher gave.
+        unsafe {
+            match self {
+                Self::Copy { from, to, bytes } => device.copy(*from, *to, *bytes),
+                Self::Fill { to, byte, bytes } => device.fill(*to, *byte, *bytes),
+                Self::Launch { kernel, grid, block, shared, args, work } => {
+                    let (grid, block, shared, work) = (*grid, *block, *shared, *work);
+                    device.launch(&Launch { kernel, grid, block, shared, args, work })
+                }
+                Self::Product(product) => device.product(product),
+            }
+        }
+    }
+}
+
+#[derive(Default)]
+struct Recording {
+    tasks: Vec<Task>,
+    names: Vec<String>,
+    buffers: Vec<Life>,
+    label: String,
+}
+
+/// A device that can take notes of its work instead of doing it. Between [`Recorder::begin`] and [`Recorder::end`],
+/// buffers have no memory yet; at other times everything is passed on.
+pub struct Recorder {
+    device: Arc<dyn Driver>,
+    recording: Mutex<Option<Recording>>,
+}
+
+impl Recorder {
+    /// In front of `device`.
+    pub fn new(device: &Arc<dyn Driver>) -> Arc<Self> {
+        Arc::new(Self { device: device.clone(), recording: Mutex::new(None) })
+    }
+
+    /// The device itself.
+    pub fn device(&self) -> &Arc<dyn Driver> {
+        &self.device
+    }
+
+    fn recording(&self) -> MutexGuard<'_, Option<Recording>> {
+        self.recording.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on work is noted.
+    pub fn begin(&self) {
+        *self.recording() = Some(Recording::default());
+    }
+
+    /// What the next steps belong to.
+    pub fn label(&self, label: String) {
+        if let Some(recording) = &mut *self.recording() {
+            recording.label = label;
+        }
+    }
+
+    /// Forgets what was noted.
+    pub fn cancel(&self) {
+        *self.recording() = None;
+    }
+
+    /// What was noted, ready to be done; every buffer that was made since [`Recorder::begin`] has been freed.
+    ///
+    /// # Errors
+    /// When the device has not enough memory, or reports another error.
+    pub fn end(&self) -> Result<Recorded> {
+        let recording = self.recording().take();
+        let recording = recording.ok_or_else(|| Error::cuda("a plan", "nothing was recorded"))?;
+        let Recording { tasks, names, mut buffers, .. } = recording;
+        for life in &mut buffers {
+            life.steps.end = life.steps.end.min(tasks.len());
+        }
+        let (starts, bytes) = place(&buffers);
+        let arena = Memory::new(&self.device, bytes)?;
+        let within = (1 << WITHIN) - 1;
+        let place = |address: u64| match address.checked_sub(PLANNED) {
+            Some(planned) => {
+                arena.address() + starts[(planned >> WITHIN) as usize] as u64 + (planned & within)
+            }
+            None => address,
+        };
+        let tasks: Vec<Task> = tasks.into_iter().map(|task| task.placed(place)).collect();
+        let steps = names.into_iter().zip(&tasks).map(|(name, task)| {
+            let Work { bytes, operations } = task.work();
+            let (bytes, operations) = (bytes as usize, operations as usize);
+            Step { name, bytes, operations, seconds: f64::INFINITY }
+        });
+        let plan = Plan { steps: steps.collect(), arena: bytes, scratch: 0 };
+        self.device.begin_capture()?;
+        // SAFETY: buffers lie in the arena, which is kept, and other addresses are those of tensors that the caller keeps.
+        let queued = tasks.iter().try_for_each(|task| unsafe { task.run(&*self.device) });
+        // Also after an error, so that the device does not go on recording.
+        let graph = self.device.end_capture();
+        queued?;
+        Ok(Recorded { graph: graph?, plan, tasks, _arena: arena })
+    }
+}
+
+/// The work of a forward pass, on memory of its own.
+pub struct Recorded {
+    // Before the memory that it uses.
+    graph: Box<dyn Graph>,
+    /// Its steps.
+    pub plan: Plan,
+    tasks: Vec<Task>,
+    _arena: Memory,
+}
+
+impl Recorded {
+    /// Queues all of it.
+    ///
+    /// # Errors
+    /// When the device reports one.
+    ///
+    /// # Safety
+    /// The tensors that were there when it was recorded are there still.
+    pub unsafe fn launch(&self) -> Result<()> {
+        // SAFETY: the arena is here, and the caller vouches for the rest.
+        unsafe { self.graph.launch() }
+    }
+
+    /// Does it step by step, and notes the time of each.
+    ///
+    /// # Errors
+    /// When the device reports one.
+    ///
+    /// # Safety
+    /// As [`Recorded::launch`].
+    pub unsafe fn launch_timed(&mut self, device: &dyn Driver) -> Result<()> {
+        let mut marks = vec![device.mark()?];
+        for task in &self.tasks {
+            // SAFETY: as in `launch`.
+            unsafe { task.run(device)? };
+            marks.push(device.mark()?);
+        }
+        device.synchronise()?;
+        for (step, marks) in self.plan.steps.iter_mut().zip(marks.windows(2)) {
+            step.seconds = step.seconds.min(f64::from(device.between(marks[0], marks[1])?) * 1e-3);
+        }
+        Ok(())
+    }
+}
+
+impl Recorder {
+    /// Notes a task, or does it.
+    ///
+    /// # Safety
+    /// What it touches belongs to the caller.
+    unsafe fn queue(&self, task: Task) -> Result<()> {
+        match &mut *self.recording() {
+            Some(recording) => {
+                recording.names.push(format!("{}: {}", recording.label, task.name()));
+                recording.tasks.push(task);
+                Ok(())
+            }
+            // SAFETY: the caller's promise is passed on.
+            None => unsafe { task.run(&*self.device) },
+        }
+    }
+}
+
+impl Driver for Recorder {
+    fn name(&self) -> String {
+        self.device.name()
+    }
+
+    fn capability(&self) -> (u32, u32) {
+        self.device.capability()
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<u64> {
+        let mut recording = self.recording();
+        let Some(recording) = &mut *recording else { return self.device.allocate(bytes) };
+        if bytes >> WITHIN > 0 {
+            return Err(Error::cuda(format_args!("a buffer of {bytes} bytes"), "more than any device has"));
+        }
+        let number = recording.buffers.len() as u64;
+        let first = recording.tasks.len();
+        recording.buffers.push(Life { len: bytes.next_multiple_of(ALIGNMENT), steps: first..usize::MAX });
+        Ok(PLANNED + (number << WITHIN))
+    }
+
+    fn free(&self, address: u64, bytes: usize) {
+        let Some(planned) = address.checked_sub(PLANNED) else { return self.device.free(address, bytes) };
+        if let Some(Recording { tasks, buffers, .. }) = &mut *self.recording()
+            && let Some(life) = buffers.get_mut((planned >> WITHIN) as usize)
+        {
+            life.steps.end = tasks.len();
+        }
+    }
+
+    unsafe fn upload(&self, data: &[u8], to: u64) -> Result<()> {
+        // SAFETY: the caller's promise is passed on, here and below.
+        unsafe { self.device.upload(data, to) }
+    }
+
+    unsafe fn download(&self, from: u64, data: &mut [u8]) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { self.device.download(from, data) }
+    }
+
+    unsafe fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { self.queue(Task::Copy { from, to, bytes }) }
+    }
+
+    unsafe fn fill(&self, to: u64, byte: u8, bytes: usize) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { self.queue(Task::Fill { to, byte, bytes }) }
+    }
+
+    unsafe fn launch(&self, launch: &Launch) -> Result<()> {
+        let Launch { kernel, grid, block, shared, args, work } = *launch;
+        let (kernel, args) = (kernel.to_owned(), args.to_owned());
+        // SAFETY: as above.
+        unsafe { self.queue(Task::Launch { kernel, grid, block, shared, args, work }) }
+    }
+
+    unsafe fn product(&self, product: &Product) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { self.queue(Task::Product(*product)) }
+    }
+
+    fn synchronise(&self) -> Result<()> {
+        self.device.synchronise()
+    }
+
+    fn mark(&self) -> Result<u64> {
+        self.device.mark()
+    }
+
+    fn between(&self, start: u64, end: u64) -> Result<f32> {
+        self.device.between(start, end)
+    }
+
+    fn begin_capture(&self) -> Result<()> {
+        self.device.begin_capture()
+    }
+
+    fn end_capture(&self) -> Result<Box<dyn Graph>> {
+        self.device.end_capture()
+    }
+}

@@ -1,0 +1,71 @@
+//! A session on the CPU: plans for the shapes met so far, and memory for the largest of them.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::arena::{Slice, at_least};
+use super::network::{self, Network};
+use super::pack::Weights;
+use super::plan::{Context, Plan, Scratch};
+use super::product::Instructions;
+use super::{Output, Pairs, Wanted};
+use crate::{Tensor, cpu};
+
+/// What the CPU computes with.
+pub struct Session {
+    weights: Arc<Weights>,
+    instructions: Instructions,
+    networks: HashMap<(usize, usize, usize, Wanted), Network>,
+    memory: Tensor,
+    scratch: Scratch,
+}
+
+impl Session {
+    /// Without any plan yet.
+    pub fn new(weights: Arc<Weights>, instructions: Instructions) -> Self {
+        let (memory, scratch) = (Tensor::zeros([0]), Scratch::new());
+        Self { weights, instructions, networks: HashMap::new(), memory, scratch }
+    }
+
+    /// The plan for pictures of this size, which was checked.
+    pub fn plan(&mut self, pairs: &Pairs, wanted: Wanted) -> &Plan {
+        &self.network(pairs, wanted).program.plan
+    }
+
+    fn network(&mut self, pairs: &Pairs, wanted: Wanted) -> &mut Network {
+        let (Pairs { batch, height, width, .. }, weights) = (*pairs, &self.weights);
+        let make = || network::network(weights, batch, height, width, wanted);
+        self.networks.entry((batch, height, width, wanted)).or_insert_with(make)
+    }
+
+    /// Fuses and labels a batch whose sizes were checked; with `timed`, notes the time of each step.
+    pub fn run(&mut self, pairs: &Pairs, wanted: Wanted, timed: bool) -> Output<'_> {
+        let Pairs { batch, height, width, visible, infrared } = *pairs;
+        self.network(pairs, wanted);
+        let Self { instructions, networks, memory, scratch, .. } = self;
+        let Some(network) = networks.get_mut(&(batch, height, width, wanted)) else {
+            unreachable!("the plan was made above")
+        };
+        let pixels = batch * height * width;
+        at_least(memory, network.program.len);
+        let memory = memory.f32_mut();
+        cpu::on_pool(|| {
+            scratch.reserve(network.program.scratch);
+            for (i, picture) in [visible, infrared].into_iter().enumerate() {
+                picture.copy_to(&mut memory[network.program.range(network.pictures.part(i, 2))]);
+            }
+            network.program.run(&Context::new(*instructions, scratch), memory, timed);
+        });
+        let memory = &*memory;
+        let floats = |slice: Slice| &memory[network.program.range(slice)];
+        let bytes = |slice: Slice| -> &[u8] { bytemuck::cast_slice(floats(slice)) };
+        let [image, logits, probabilities] = network.extra.map(|slice| slice.map(floats));
+        Output {
+            labels: &bytes(network.labels)[..pixels],
+            fused: &bytes(network.fused)[..3 * pixels],
+            image,
+            logits,
+            probabilities,
+        }
+    }
+}
