@@ -1,15 +1,12 @@
 //! The fused engine gives what the ordinary pass gives.
 
-use std::sync::Arc;
-
-use amdanet::cuda::driver::Driver;
 use amdanet::data::to_bytes;
 use amdanet::infer::product::{Finish, Grid, Instructions, Packed, product};
 use amdanet::infer::{Engine, Pairs, Pixels, Wanted};
 use amdanet::model::{Amdanet, Arch, Encoder, ModelConfig};
 use amdanet::nn::Pass;
 use amdanet::random::Stream;
-use amdanet::{DType, Tensor, verify};
+use amdanet::{DType, Device, Tensor, verify};
 use emulator::{Emulator, Options};
 
 fn model(encoder: Encoder, arch: Arch) -> Amdanet {
@@ -194,11 +191,11 @@ fn every_instruction_set_computes_the_network() {
 }
 
 /// The emulator, or a real device where `AMDANET_TEST_DEVICE` is `cuda`.
-fn device() -> Arc<dyn Driver> {
-    match std::env::var_os("AMDANET_TEST_DEVICE").is_some_and(|name| name == "cuda") {
+fn device() -> Device {
+    Device::Cuda(match std::env::var_os("AMDANET_TEST_DEVICE").is_some_and(|name| name == "cuda") {
         true => amdanet::cuda::open(0, false).unwrap(),
         false => Emulator::new(Options::default()),
-    }
+    })
 }
 
 #[test]
@@ -207,7 +204,7 @@ fn a_device_computes_the_network() {
         for arch in [Arch::Release, Arch::Paper] {
             let engine = Engine::new(&model(encoder, arch)).unwrap();
             for (dtype, tolerance) in [(DType::F32, 1e-5), (DType::F16, 5e-3), (DType::BF16, 4e-2)] {
-                let mut session = engine.clone().on(&device(), dtype).unwrap().session();
+                let mut session = engine.clone().to(&device(), dtype).unwrap().session();
                 for (h, w) in [(32, 32), (75, 101)] {
                     let [visible, infrared] = pictures(2, h, w);
                     let pairs = Pairs::new(&visible, &infrared).unwrap();

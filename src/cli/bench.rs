@@ -11,7 +11,6 @@ use crate::cuda::trace::{Entry, Trace};
 use crate::data::Batch;
 use crate::infer::{Engine, Pairs, Wanted};
 use crate::model::Amdanet;
-use crate::nn::Pass;
 use crate::random::Philox;
 use crate::train::{Config, Recipe, Trainer};
 use crate::{DType, Device, Error, Precision, Result, Tensor, cuda, tensor};
@@ -56,7 +55,7 @@ pub struct Options {
 
 #[derive(Args)]
 pub struct ModelOptions {
-    /// Show the time of each step of the fused engine (CPU)
+    /// Show the time of each step of the fused engine
     #[arg(long)]
     profile: bool,
     #[command(flatten)]
@@ -106,7 +105,7 @@ impl Bench {
 }
 
 impl Options {
-    fn build(&self, device: &Device) -> Result<(Amdanet, Config)> {
+    fn build(&self, device: &Device, dtype: DType) -> Result<(Amdanet, Config)> {
         let Network { encoder, arch, classes } = self.network;
         let mut config = Config::new(None, Recipe::Release, encoder, arch, Some(classes));
         (config.augment.height, config.augment.width) = (self.size.height, self.size.width);
@@ -115,7 +114,7 @@ impl Options {
         config.run.recompute = self.recompute;
         let mut model = Amdanet::new(config.model.clone())?;
         model.params.initialise(0);
-        model.params.place(device, self.machine.precision.dtype())?;
+        model.params.place(device, dtype)?;
         Ok((model, config))
     }
 
@@ -137,36 +136,27 @@ impl Options {
 
     fn model(&self, profile: bool) -> Result<()> {
         let device = self.machine.set_up()?;
-        let (model, _) = self.build(&device)?;
+        let (model, _) = self.build(&Device::Cpu, DType::F32)?;
         let gflop = model.costs(self.size.height, self.size.width).iter().map(|c| c.flop).sum::<u64>() as f64
             * self.batch as f64
             / 1e9;
-        let batch = self.batch()?.to(&device)?;
-        let spread = match device {
-            Device::Cpu => {
-                let mut session = Engine::consume(model)?.session();
-                let pairs = Pairs::new(&batch.visible, &batch.infrared)?;
-                let wanted = Wanted::default();
-                let spread = self.time(&device, || match profile {
-                    true => session.run_timed(&pairs, wanted).map(drop),
-                    false => session.run(&pairs, wanted).map(drop),
-                })?;
-                if profile && !self.json {
-                    say(session.plan(&pairs, wanted)?);
-                }
-                spread
-            }
-            Device::Cuda(_) => self.time(&device, || {
-                let mut pass = Pass::eval(&model.params);
-                model.forward(&mut pass, &batch.visible, &batch.infrared).map(drop)
-            })?,
-        };
+        let batch = self.batch()?;
+        let mut session = Engine::consume(model)?.to(&device, self.machine.precision.dtype())?.session();
+        let pairs = Pairs::new(&batch.visible, &batch.infrared)?;
+        let wanted = Wanted::default();
+        let spread = self.time(&device, || match profile {
+            true => session.run_timed(&pairs, wanted).map(drop),
+            false => session.run(&pairs, wanted).map(drop),
+        })?;
+        if profile && !self.json {
+            say(session.plan(&pairs, wanted)?);
+        }
         self.report("latency_ms", &device, &spread, gflop)
     }
 
     fn train(&self) -> Result<()> {
         let device = self.machine.set_up()?;
-        let (model, config) = self.build(&device)?;
+        let (model, config) = self.build(&device, self.machine.precision.dtype())?;
         let batch = self.batch()?.to(&device)?;
         let mut trainer = Trainer::new(model, config);
         let spread = self.time(&device, || trainer.step(&batch).map(drop))?;
@@ -243,7 +233,6 @@ impl KernelOptions {
         };
         let trace = Trace::new(device.clone());
         let place = Device::Cuda(trace.clone());
-        let batch = self.options.batch()?.to(&place)?;
         let ceilings =
             device.as_ref().map(|_| Ceilings::measure(&place, self.options.machine.precision)).transpose()?;
         if let (Some(c), Some(device)) = (&ceilings, &device) {
@@ -252,15 +241,7 @@ impl KernelOptions {
         }
         let mut json = serde_json::Map::new();
         for training in [false, true] {
-            let (model, config) = self.options.build(&place)?;
-            let mut trainer = Trainer::new(model, config);
-            let mut step = || match training {
-                true => trainer.step(&batch).map(drop),
-                false => {
-                    let mut pass = Pass::eval(&trainer.model.params);
-                    trainer.model.forward(&mut pass, &batch.visible, &batch.infrared).map(drop)
-                }
-            };
+            let mut step = self.step(training, &place)?;
             // What is loaded and tuned at the first launch is not measured.
             for _ in 0..if self.list { 0 } else { self.options.warmup } {
                 step()?;
@@ -279,6 +260,23 @@ impl KernelOptions {
             }
         }
         if self.options.json { say_json(&json) } else { Ok(()) }
+    }
+
+    /// A training step, or an inference by the fused engine, launch by launch.
+    fn step(&self, training: bool, place: &Device) -> Result<Box<dyn FnMut() -> Result<()>>> {
+        let (options, dtype) = (&self.options, self.options.machine.precision.dtype());
+        let batch = options.batch()?;
+        if training {
+            let (model, config) = options.build(place, dtype)?;
+            let (mut trainer, batch) = (Trainer::new(model, config), batch.to(place)?);
+            return Ok(Box::new(move || trainer.step(&batch).map(drop)));
+        }
+        let (model, _) = options.build(&Device::Cpu, DType::F32)?;
+        let mut session = Engine::consume(model)?.to(place, dtype)?.session();
+        Ok(Box::new(move || {
+            let pairs = Pairs::new(&batch.visible, &batch.infrared)?;
+            session.run_timed(&pairs, Wanted::default()).map(drop)
+        }))
     }
 }
 

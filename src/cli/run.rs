@@ -7,10 +7,9 @@ use clap::Args;
 use super::progress::Progress;
 use super::{Machine, say};
 use crate::data::{Limits, Pair, Picture, colorize, overlay, pairs, read_pair, write_gray, write_rgb};
-use crate::evaluate::predict;
-use crate::infer::{Engine, Pairs, Session, Wanted};
-use crate::model::{Amdanet, SMALLEST_SIDE};
-use crate::{Device, Error, Result, Tensor, checkpoint};
+use crate::infer::{Engine, Pairs, Wanted};
+use crate::model::SMALLEST_SIDE;
+use crate::{Error, Result, Tensor, checkpoint};
 
 #[derive(Args)]
 pub struct Run {
@@ -35,7 +34,7 @@ pub struct Run {
     /// ε of the batch norms, if the checkpoint does not say [default: 1e-5]
     #[arg(long, value_name = "EPS")]
     bn_eps: Option<f32>,
-    /// Show the steps that the fused engine takes for the first pair, with the time of each (CPU)
+    /// Show the steps that the fused engine takes for the first pair, with the time of each
     #[arg(long)]
     explain_plan: bool,
     #[command(flatten)]
@@ -55,8 +54,7 @@ impl Run {
         let device = self.machine.set_up()?;
         let found = pairs(&self.visible, &self.infrared)?;
         std::fs::create_dir_all(&self.out).map_err(Error::io(&self.out, "create the folder"))?;
-        let mut loaded = checkpoint::load(&self.weights, self.bn_eps)?;
-        loaded.model.params.place(&device, self.machine.precision.dtype())?;
+        let loaded = checkpoint::load(&self.weights, self.bn_eps)?;
         let mut progress = Progress::new("pairs", found.pairs.len());
         for (files, other) in [(&found.unmatched_visible, "infrared"), (&found.unmatched_infrared, "visible")]
         {
@@ -66,7 +64,8 @@ impl Run {
             }
         }
         let limits = Limits { max_pixels: self.max_pixels };
-        let mut compute = Compute::new(loaded.model)?;
+        let engine = Engine::consume(loaded.model)?.to(&device, self.machine.precision.dtype())?;
+        let mut session = engine.session();
         for (index, pair) in found.pairs.iter().enumerate() {
             let (visible, infrared) = read_pair(pair, limits)?;
             if visible.width.min(visible.height) < SMALLEST_SIDE {
@@ -75,10 +74,12 @@ impl Run {
                 return Err(Error::file(&pair.visible, what));
             }
             let pictures = [tensor(&visible)?, tensor(&infrared)?];
-            let (fused, labels) = compute.pair(&pictures)?;
-            self.save(pair, &visible, &fused, &labels, &loaded.classes.palette)?;
+            let pictures = Pairs::new(&pictures[0], &pictures[1])?;
+            let output = session.run(&pictures, Wanted::default())?;
+            self.save(pair, &visible, output.fused, output.labels, &loaded.classes.palette)?;
             if self.explain_plan && index == 0 {
-                explain(&mut compute, &pictures, &progress)?;
+                session.run_timed(&pictures, Wanted::default())?;
+                say(session.plan(&pictures, Wanted::default())?);
             }
             progress.step(&pair.name);
         }
@@ -109,47 +110,6 @@ impl Run {
         }
         Ok(())
     }
-}
-
-/// What computes: the fused engine, packed from a network that is not kept, or the network itself on a device.
-enum Compute {
-    Engine(Box<Session>),
-    Model(Box<Amdanet>),
-}
-
-impl Compute {
-    fn new(model: Amdanet) -> Result<Self> {
-        Ok(match model.params.device() {
-            Device::Cpu => Self::Engine(Box::new(Engine::consume(model)?.session())),
-            Device::Cuda(_) => Self::Model(Box::new(model)),
-        })
-    }
-
-    /// The fused picture and the labels.
-    fn pair(&mut self, [visible, infrared]: &[Tensor; 2]) -> Result<(Vec<u8>, Vec<u8>)> {
-        match self {
-            Self::Engine(session) => {
-                let output = session.run(&Pairs::new(visible, infrared)?, Wanted::default())?;
-                Ok((output.fused.to_vec(), output.labels.to_vec()))
-            }
-            Self::Model(model) => {
-                let predicted = predict(model, visible, infrared)?;
-                Ok((predicted.fused, predicted.labels))
-            }
-        }
-    }
-}
-
-/// Shows the plan for pictures of this size, with the time of each step in one more run.
-fn explain(compute: &mut Compute, [visible, infrared]: &[Tensor; 2], progress: &Progress) -> Result<()> {
-    let Compute::Engine(session) = compute else {
-        progress.note("--explain-plan: the fused engine computes on the CPU; this run is on a device");
-        return Ok(());
-    };
-    let (pairs, wanted) = (Pairs::new(visible, infrared)?, Wanted::default());
-    session.run_timed(&pairs, wanted)?;
-    say(session.plan(&pairs, wanted)?);
-    Ok(())
 }
 
 /// A picture as a tensor `(1, 1, H, W, 3)`.

@@ -13,8 +13,7 @@ use crate::metrics::{
     AveragePrecision, Confusion, FusionMean, FusionMetrics, Scores, fusion_metrics, luminance, stretch,
 };
 use crate::model::Amdanet;
-use crate::nn::Pass;
-use crate::{DType, Device, Error, Result, Tape, Tensor, Var, cpu, ops};
+use crate::{Device, Error, Result, Tape, Tensor, Var, cpu, ops};
 
 /// A modality that is replaced by black, to see what the network makes of the other alone.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum, Serialize)]
@@ -38,21 +37,20 @@ pub struct Prediction {
     pub logits: Var,
 }
 
-/// A network that is ready to predict: on the CPU packed for the fused engine, whose plans and memory are kept.
-pub struct Predictor<'a> {
-    model: &'a Amdanet,
-    session: Option<Session>,
+/// A network that is ready to predict: packed for the fused engine, on the device of the network.
+pub struct Predictor {
+    session: Session,
+    classes: usize,
 }
 
-impl<'a> Predictor<'a> {
-    /// Packs the network where it is on the CPU.
+impl Predictor {
+    /// Packs the network.
     ///
     /// # Errors
-    /// When a weight is missing.
-    pub fn new(model: &'a Amdanet) -> Result<Self> {
-        let packed = *model.params.device() == Device::Cpu;
-        let session = packed.then(|| Engine::new(model)).transpose()?.map(|engine| engine.session());
-        Ok(Self { model, session })
+    /// When a weight is missing, or a device reports an error.
+    pub fn new(model: &Amdanet) -> Result<Self> {
+        let engine = Engine::new(model)?.to(model.params.device(), model.params.compute())?;
+        Ok(Self { session: engine.session(), classes: engine.classes() })
     }
 
     /// Fuses and labels one pair, pictures `(1, 1, H, W, 3)` in [0, 1] on the CPU: whole, in windows, mirrored too, or at
@@ -70,15 +68,11 @@ impl<'a> Predictor<'a> {
         })
     }
 
-    /// One pass: logits where the network is, the picture in float32 on the CPU.
+    /// One pass: logits and picture, float32 on the CPU.
     fn pass(&mut self, visible: &Tensor, infrared: &Tensor) -> Result<(Tensor, Tensor)> {
-        let Some(session) = &mut self.session else {
-            let output = self.model.forward(&mut Pass::eval(&self.model.params), visible, infrared)?;
-            return Ok((output.logits.into_value(), on_cpu(output.image.value())?));
-        };
         let wanted = Wanted { logits: true, image: true, ..Wanted::default() };
-        let output = session.run(&Pairs::new(visible, infrared)?, wanted)?;
-        let logits = visible.shape().with_last(self.model.config().classes);
+        let output = self.session.run(&Pairs::new(visible, infrared)?, wanted)?;
+        let logits = visible.shape().with_last(self.classes);
         let logits = Tensor::from_slice(logits, output.logits.unwrap_or_default())?;
         Ok((logits, Tensor::from_slice(visible.shape(), output.image.unwrap_or_default())?))
     }
@@ -90,10 +84,6 @@ impl<'a> Predictor<'a> {
 /// As [`Predictor::predict`].
 pub fn predict(model: &Amdanet, visible: &Tensor, infrared: &Tensor) -> Result<Prediction> {
     Predictor::new(model)?.predict(visible, infrared, &Modes::default())
-}
-
-fn on_cpu(x: &Tensor) -> Result<Tensor> {
-    x.cast(DType::F32)?.to(&Device::Cpu)
 }
 
 /// How [`evaluate`] measures. The default takes whole pictures as they are.

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::{Predictor, on_cpu};
+use super::Predictor;
 use crate::model::SMALLEST_SIDE;
 use crate::{Error, Result, Tape, Tensor, Var, ops};
 
@@ -181,11 +181,10 @@ fn windowed(
 ) -> Result<(Tensor, Tensor)> {
     let (h, w) = (visible.dim(2), visible.dim(3));
     let Some(window) = window.filter(|window| window.height < h || window.width < w) else {
-        let (logits, image) = predictor.pass(visible, infrared)?;
-        return Ok((on_cpu(&logits)?, image));
+        return predictor.pass(visible, infrared);
     };
     let size = [window.height.min(h), window.width.min(w)];
-    let mut logits = Tensor::zeros([1, 1, h, w, predictor.model.config().classes]);
+    let mut logits = Tensor::zeros([1, 1, h, w, predictor.classes]);
     let mut image = Tensor::zeros([1, 1, h, w, 3]);
     let mut counts = Tensor::zeros([1, 1, h, w, 1]);
     let one = Tensor::full([1, 1, size[0], size[1], 1], 1.0);
@@ -193,7 +192,7 @@ fn windowed(
         for x in starts(w, size[1], window.stride) {
             let at = [y, x];
             let (part, fused) = predictor.pass(&crop(visible, at, size), &crop(infrared, at, size))?;
-            paste(&mut logits, &on_cpu(&part)?, at);
+            paste(&mut logits, &part, at);
             paste(&mut image, &fused, at);
             paste(&mut counts, &one, at);
         }

@@ -25,9 +25,8 @@ use pack::{Source, Weights};
 pub use plan::{Plan, Step};
 use product::Instructions;
 
-use crate::cuda::driver::Driver;
-use crate::model::{Amdanet, SMALLEST_SIDE};
-use crate::{DType, Error, Result, Tensor, cpu};
+use crate::model::{Amdanet, ModelConfig, SMALLEST_SIDE};
+use crate::{DType, Device, Error, Result, Tensor, cpu};
 
 /// A packed network, shared by its sessions.
 #[derive(Clone)]
@@ -42,36 +41,52 @@ enum Packed {
 }
 
 impl Engine {
-    /// Packs a network.
+    /// Packs a network, wherever it is; the engine is on the CPU.
     ///
     /// # Errors
-    /// When the network is not on the CPU.
+    /// When a parameter is missing, or a device reports an error.
     pub fn new(model: &Amdanet) -> Result<Self> {
-        Self::pack(Source::Kept(model))
+        let source = match model.params.device() {
+            Device::Cpu => Source::Kept(&model.params),
+            Device::Cuda(_) => {
+                let mut params = model.params.clone();
+                params.place(&Device::Cpu, DType::F32)?;
+                Source::Consumed(params)
+            }
+        };
+        Self::pack(source, model.config())
     }
 
     /// Packs a network that is not needed afterwards, in little more memory than it takes itself.
     ///
     /// # Errors
-    /// When the network is not on the CPU.
-    pub fn consume(model: Amdanet) -> Result<Self> {
-        Self::pack(Source::Consumed(Box::new(model)))
+    /// As [`Engine::new`].
+    pub fn consume(mut model: Amdanet) -> Result<Self> {
+        let mut params = std::mem::take(&mut model.params);
+        params.place(&Device::Cpu, DType::F32)?;
+        Self::pack(Source::Consumed(params), model.config())
     }
 
-    fn pack(source: Source) -> Result<Self> {
-        let weights = Arc::new(cpu::on_pool(|| Weights::new(source))?);
+    fn pack(source: Source, config: &ModelConfig) -> Result<Self> {
+        let weights = Arc::new(cpu::on_pool(|| Weights::new(source, config.clone()))?);
         Ok(Self { packed: Packed::Cpu(weights, Instructions::best()) })
     }
 
-    /// The same network on a CUDA device, with weights and activations of type `dtype`.
+    /// The same network on `device`; on a CUDA device with weights and activations of type `dtype`.
     ///
     /// # Errors
-    /// When it is on a device already, or the device has not enough memory or reports another error.
-    pub fn on(self, driver: &Arc<dyn Driver>, dtype: DType) -> Result<Self> {
-        let Packed::Cpu(weights, _) = &self.packed else {
-            return Err(Error::Config("the engine is on a device already: pack the network again".into()));
-        };
-        Ok(Self { packed: Packed::Device(Arc::new(device::Packed::new(weights, driver, dtype)?)) })
+    /// When it is on a CUDA device already, or the device has not enough memory or reports another error.
+    pub fn to(self, device: &Device, dtype: DType) -> Result<Self> {
+        match (&self.packed, device) {
+            (Packed::Cpu(..), Device::Cpu) => Ok(self),
+            (Packed::Cpu(weights, _), Device::Cuda(driver)) => {
+                let packed = device::Packed::new(weights, driver, dtype)?;
+                Ok(Self { packed: Packed::Device(Arc::new(packed)) })
+            }
+            (Packed::Device(_), _) => {
+                Err(Error::Config("the engine is on a device already: pack the network again".into()))
+            }
+        }
     }
 
     /// The same network with other vector instructions.

@@ -17,9 +17,9 @@ use rayon::prelude::*;
 use super::product::{PANEL, Packed};
 use super::vector::Norm;
 use crate::cpu::simd;
-use crate::model::{Amdanet, Arch, ModelConfig};
-use crate::nn::ParamId;
-use crate::{Device, Error, Result, Tensor};
+use crate::model::{Arch, ModelConfig};
+use crate::nn::{ParamId, Params};
+use crate::{Error, Result, Tensor};
 
 /// Multi-head attention up to, not including, its projection.
 pub struct Attention {
@@ -135,27 +135,27 @@ pub struct Weights {
     pub last: Packed,
 }
 
-/// The network that is packed.
+/// The parameters that are packed, on the CPU.
 pub enum Source<'a> {
-    /// It is needed afterwards.
-    Kept(&'a Amdanet),
-    /// It is not: what has been packed is freed, so that the two are never in memory together.
-    Consumed(Box<Amdanet>),
+    /// They are needed afterwards.
+    Kept(&'a Params),
+    /// They are not: what has been packed is freed, so that the two are never in memory together.
+    Consumed(Params),
 }
 
 impl Source<'_> {
-    fn model(&self) -> &Amdanet {
+    fn params(&self) -> &Params {
         match self {
-            Self::Kept(model) => model,
-            Self::Consumed(model) => model,
+            Self::Kept(params) => params,
+            Self::Consumed(params) => params,
         }
     }
 
     /// Frees the parameters whose names begin with `prefix`, if nobody needs them.
     fn release(&mut self, names: &Names, prefix: &str) {
-        if let Self::Consumed(model) = self {
+        if let Self::Consumed(params) = self {
             for (_, &(id, _)) in names.iter().filter(|(name, _)| name.starts_with(prefix)) {
-                *model.params.value_mut(id) = Tensor::zeros([0]);
+                *params.value_mut(id) = Tensor::zeros([0]);
             }
         }
     }
@@ -165,29 +165,25 @@ impl Source<'_> {
 type Names = HashMap<String, (ParamId, usize)>;
 
 impl Weights {
-    /// Packs a network.
+    /// Packs the parameters of a network.
     ///
     /// # Errors
-    /// When the network is on a device.
-    pub fn new(mut source: Source) -> Result<Self> {
-        if *source.model().params.device() != Device::Cpu {
-            return Err(Error::Config("the engine packs networks that are on the CPU".into()));
-        }
-        let config = source.model().config().clone();
-        let published = source.model().params.published();
+    /// When one is missing.
+    pub fn new(mut source: Source, config: ModelConfig) -> Result<Self> {
+        let published = source.params().published();
         let names: Names = published.map(|(id, stream, name)| (name.to_string(), (id, stream))).collect();
         let mut levels = Vec::with_capacity(4);
         for i in 0..4 {
-            let reader = Reader { model: source.model(), names: &names, config: &config };
+            let reader = Reader { params: source.params(), names: &names, config: &config };
             let mut level = reader.level(i)?;
             for j in 0..config.depths[i] {
-                let reader = Reader { model: source.model(), names: &names, config: &config };
+                let reader = Reader { params: source.params(), names: &names, config: &config };
                 level.blocks.push(Arc::new(reader.block(i, j)?));
                 source.release(&names, &format!("backbone.block{}.{j}.", i + 1));
             }
             levels.push(level);
         }
-        let reader = Reader { model: source.model(), names: &names, config: &config };
+        let reader = Reader { params: source.params(), names: &names, config: &config };
         let predict = reader.dense("decode_head.linear_pred", 0)?.pack();
         let (pictures, last) = (reader.pictures()?, reader.dense("aux_head.CNN_fuse.3", 0)?.pack());
         Ok(Self { levels, predict, pictures, last, config })
@@ -261,7 +257,7 @@ impl Dense {
 
 /// Finds parameters by their published names.
 struct Reader<'a> {
-    model: &'a Amdanet,
+    params: &'a Params,
     names: &'a Names,
     config: &'a ModelConfig,
 }
@@ -270,7 +266,7 @@ impl Reader<'_> {
     /// The numbers of one stream of the parameter whose first stream is called `name`.
     fn numbers(&self, name: &str, stream: usize) -> Result<&[f32]> {
         let id = self.id(name)?;
-        let param = self.model.params.get(id);
+        let param = self.params.get(id);
         // The parts of the fuse convolution take the place of streams; all belong to one name.
         let len = param.value.len() / param.names.len();
         Ok(&param.value.f32()[stream * len..(stream + 1) * len])
@@ -284,7 +280,7 @@ impl Reader<'_> {
     }
 
     fn value(&self, name: &str) -> Result<&Tensor> {
-        Ok(&self.model.params.get(self.id(name)?).value)
+        Ok(&self.params.get(self.id(name)?).value)
     }
 
     fn wide(&self, name: &str, stream: usize) -> Result<Vec<f64>> {
@@ -319,7 +315,7 @@ impl Reader<'_> {
     }
 
     fn streams(&self, name: &str) -> Result<usize> {
-        Ok(self.model.params.get(self.id(name)?).names.len())
+        Ok(self.params.get(self.id(name)?).names.len())
     }
 
     fn norm(&self, name: &str, eps: f32) -> Result<Vec<Norm>> {

@@ -167,7 +167,7 @@ impl Network {
         unsafe {
             match timed {
                 true => self.recorded.launch_timed(device)?,
-                false => self.recorded.launch()?,
+                false => self.recorded.launch(device)?,
             }
         }
         let Outputs { labels, fused, image, logits, probabilities } = &mut self.host;

@@ -154,20 +154,14 @@ impl Recorder {
             Step { name, bytes, operations, seconds: f64::INFINITY }
         });
         let plan = Plan { steps: steps.collect(), arena: bytes, scratch: 0 };
-        self.device.begin_capture()?;
-        // SAFETY: buffers lie in the arena, which is kept, and other addresses are those of tensors that the caller keeps.
-        let queued = tasks.iter().try_for_each(|task| unsafe { task.run(&*self.device) });
-        // Also after an error, so that the device does not go on recording.
-        let graph = self.device.end_capture();
-        queued?;
-        Ok(Recorded { graph: graph?, plan, tasks, _arena: arena })
+        Ok(Recorded { graph: None, plan, tasks, _arena: arena })
     }
 }
 
 /// The work of a forward pass, on memory of its own.
 pub struct Recorded {
-    // Before the memory that it uses.
-    graph: Box<dyn Graph>,
+    /// The tasks as one graph, made when it is first launched. It goes before the memory that it uses.
+    graph: Option<Box<dyn Graph>>,
     /// Its steps.
     pub plan: Plan,
     tasks: Vec<Task>,
@@ -181,10 +175,23 @@ impl Recorded {
     /// When the device reports one.
     ///
     /// # Safety
-    /// The tensors that were there when it was recorded are there still.
-    pub unsafe fn launch(&self) -> Result<()> {
-        // SAFETY: the arena is here, and the caller vouches for the rest.
-        unsafe { self.graph.launch() }
+    /// The tensors that were there when it was recorded are there still, and `device` is theirs.
+    pub unsafe fn launch(&mut self, device: &dyn Driver) -> Result<()> {
+        let graph = match self.graph.take() {
+            Some(graph) => graph,
+            None => {
+                device.begin_capture()?;
+                // SAFETY: buffers lie in the arena, and the caller vouches for the rest.
+                let queued = self.tasks.iter().try_for_each(|task| unsafe { task.run(device) });
+                // Also after an error, so that the device does not go on recording.
+                let graph = device.end_capture();
+                queued?;
+                graph?
+            }
+        };
+        let graph = self.graph.insert(graph);
+        // SAFETY: as above.
+        unsafe { graph.launch() }
     }
 
     /// Does it step by step, and notes the time of each.

@@ -81,11 +81,11 @@ fn products_are_those_of_a_plain_loop() {
     let numbers = |seed: usize, len: usize| -> Vec<f32> {
         (0..len).map(|i| ((i * 31 + seed * 17 + i * i) % 9) as f32 / 2.0 - 2.0).collect()
     };
-    for case in 0..96 {
+    for case in 0..192 {
         let dtype = [DType::F32, DType::F16, DType::BF16][case % 3];
         let on = |bit: usize| (case / 3) >> bit & 1 == 1;
-        let (a_transposed, b_transposed, with_bias, with_residual, in_place) =
-            (on(0), on(1), on(2), on(3), on(4));
+        let (a_transposed, b_transposed, with_bias, with_residual, in_place, relu) =
+            (on(0), on(1), on(2), on(3), on(4), on(5));
         let bench = Bench::new(Options { checked: case % 2 == 0, ..Options::default() });
         // Rows and products lie further apart than they need to.
         let dense = |rows: usize, columns: usize| (columns + 3, rows * (columns + 3) + 5);
@@ -109,6 +109,7 @@ fn products_are_those_of_a_plain_loop() {
             c,
             bias: with_bias.then(|| dbias.address()),
             residual: with_residual.then(|| if in_place { c } else { matrix(&dr, c_stride, c_batch) }),
+            relu,
         };
         // SAFETY: the buffers are as large as the strides say.
         unsafe { bench.driver.product(&product).unwrap() };
@@ -124,7 +125,7 @@ fn products_are_those_of_a_plain_loop() {
             let place = p * c_batch + i * c_stride + j;
             sum += if with_bias { bias[p * n + j] } else { 0.0 };
             sum += if with_residual { old[place] } else { 0.0 };
-            expected[place] = sum;
+            expected[place] = if relu { sum.max(0.0) } else { sum };
         }
         let expected = from_bytes(dtype, &to_bytes(dtype, &expected));
         let c = from_bytes(dtype, &bench.read::<u8>(&dc, old.len() * dtype.size()));
