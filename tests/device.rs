@@ -1,9 +1,10 @@
-//! A training step on a CUDA device that fails: always a clean error, nothing leaks, nothing is lost.
+//! Training and the fused engine on a CUDA device that fails: always a clean error, nothing leaks, nothing is lost.
 
 use std::sync::Arc;
 
 use amdanet::cuda::trace::Trace;
 use amdanet::data::Batch;
+use amdanet::infer::{Engine, Pairs, Pixels, Session, Wanted};
 use amdanet::model::{Amdanet, Arch, Encoder};
 use amdanet::random::Stream;
 use amdanet::train::{Config, Recipe, Trainer};
@@ -128,5 +129,56 @@ fn a_failed_step_can_be_taken_again() {
         assert!(trainer.step(&batch).is_err(), "call {n}");
         trainer.step(&batch).unwrap();
         assert!(parameters(&trainer) == want, "a failure at call {n} of {calls} left something behind");
+    }
+}
+
+/// Pictures of bytes, of a nano network's engine.
+fn run(session: &mut Session, pictures: &[u8], wanted: Wanted) -> amdanet::Result<Vec<u8>> {
+    let pixels = Pixels::Bytes(pictures);
+    let pairs = Pairs { batch: 1, height: 32, width: 48, visible: pixels, infrared: pixels };
+    session.run(&pairs, wanted).map(|output| [output.labels, output.fused].concat())
+}
+
+#[test]
+fn the_engine_launches_one_graph_and_survives_any_failure() {
+    let model = Amdanet::new(amdanet::model::ModelConfig::new(Encoder::Nano, Arch::Release, 9)).unwrap();
+    let engine = Engine::new(&model).unwrap();
+    let pictures: Vec<u8> = (0..32 * 48 * 3).map(|i| (i * 7 % 256) as u8).collect();
+    let wanted = Wanted { probabilities: true, ..Wanted::default() };
+    let failing = Failing::new(Emulator::new(Options::default()));
+    let device = Device::Cuda(failing.clone());
+    let first = failing.calls();
+    let mut session = engine.clone().to(&device, DType::F16).unwrap().session();
+    let packed = failing.calls();
+    let want = run(&mut session, &pictures, wanted).unwrap();
+    let planned = failing.calls();
+    let live = failing.live_bytes();
+    assert_eq!(run(&mut session, &pictures, wanted).unwrap(), want);
+    // One upload; the launches are those of the graph, which are not counted.
+    assert_eq!(failing.calls() - planned, 1);
+    assert_eq!(failing.live_bytes(), live);
+    failing.fail_at(1);
+    assert!(run(&mut session, &pictures, wanted).is_err());
+    assert_eq!(run(&mut session, &pictures, wanted).unwrap(), want);
+    drop(session);
+    assert_eq!(failing.live_bytes(), 0);
+
+    for n in (1..=packed - first).step_by(7) {
+        failing.fail_at(n);
+        let e =
+            engine.clone().to(&device, DType::F16).err().unwrap_or_else(|| panic!("call {n} did not fail"));
+        assert!(e.to_string().ends_with("injected failure"), "call {n}: {e}");
+        assert_eq!(failing.live_bytes(), 0, "call {n} leaks");
+    }
+    let engine = engine.to(&device, DType::F16).unwrap();
+    let live = failing.live_bytes();
+    for n in (1..=planned - packed).step_by(5) {
+        let mut session = engine.session();
+        failing.fail_at(n);
+        let e = run(&mut session, &pictures, wanted).err().unwrap_or_else(|| panic!("call {n} did not fail"));
+        assert!(e.to_string().ends_with("injected failure"), "call {n}: {e}");
+        assert_eq!(run(&mut session, &pictures, wanted).unwrap(), want, "after a failure at call {n}");
+        drop(session);
+        assert_eq!(failing.live_bytes(), live, "call {n} leaks");
     }
 }

@@ -147,13 +147,31 @@ pub trait Driver: Send + Sync {
     /// Gives back what [`Driver::allocate`] gave, once the work queued so far is done.
     fn free(&self, address: u64, bytes: usize);
 
+    /// Pins memory of the host: copies from and to it need no staging.
+    ///
+    /// # Errors
+    /// When the device reports one.
+    ///
+    /// # Safety
+    /// The bytes are mappings of their own, and [`Driver::unpin`] is called before they are given back.
+    unsafe fn pin(&self, _memory: *mut u8, _bytes: usize) -> Result<()> {
+        Ok(())
+    }
+
+    /// Ends [`Driver::pin`], once no copy is under way.
+    ///
+    /// # Safety
+    /// The memory was pinned, from this address on.
+    unsafe fn unpin(&self, _memory: *mut u8) {}
+
     /// Copies from the host.
     ///
     /// # Errors
     /// When the device reports one.
     ///
     /// # Safety
-    /// `data.len()` bytes at `to` belong to the caller.
+    /// `data.len()` bytes at `to` belong to the caller; if `data` is pinned, it stays as it is until the device was waited
+    /// for.
     unsafe fn upload(&self, data: &[u8], to: u64) -> Result<()>;
 
     /// Copies to the host, and waits for it.

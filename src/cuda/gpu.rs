@@ -516,6 +516,20 @@ impl Driver for Gpu {
         }
     }
 
+    unsafe fn pin(&self, memory: *mut u8, bytes: usize) -> Result<()> {
+        self.0.enter()?;
+        // SAFETY: the caller vouches for the bytes.
+        let status = unsafe { sys::cuMemHostRegister_v2(memory.cast(), bytes, 0) };
+        check(status, format_args!("pinning {bytes} bytes of the host"))
+    }
+
+    unsafe fn unpin(&self, memory: *mut u8) {
+        if self.0.enter().is_ok() {
+            // SAFETY: the caller vouches for it. There is nobody to tell of an error.
+            let _ = unsafe { sys::cuMemHostUnregister(memory.cast()) };
+        }
+    }
+
     unsafe fn upload(&self, data: &[u8], to: u64) -> Result<()> {
         let what = format!("upload of {} bytes", data.len());
         self.0.enter()?;
@@ -523,8 +537,8 @@ impl Driver for Gpu {
         if data.is_empty() {
             return Ok(());
         }
-        // SAFETY: the caller vouches for the destination. The source is memory of the process that is not pinned: the
-        // driver has taken a copy of it when the call returns.
+        // SAFETY: the caller vouches for the destination. Of a source that is not pinned the driver has taken a copy when
+        // the call returns; for another one the caller vouches.
         check(unsafe { sys::cuMemcpyHtoDAsync_v2(to, data.as_ptr().cast(), data.len(), self.0.stream) }, what)
     }
 

@@ -79,8 +79,7 @@ pub fn run(
     (activations, parameters, constants): (&[Tensor], &[Tensor], &[Tensor]),
     f: impl Fn(&mut Tape, &[Var], &[Tensor]) -> Result<Var>,
 ) -> Vec<Tensor> {
-    let place = |x: &Tensor| shifted(x, offset).to(device).unwrap().narrow(offset..x.len() + offset).unwrap();
-    let place = |x: &Tensor| place(x).reshape(x.shape()).unwrap();
+    let place = |x: &Tensor| placed(x, device, offset);
     let mut tape = Tape::new();
     let activations = activations.iter().map(|x| place(&x.cast(dtype).unwrap()));
     let vars: Vec<Var> = activations.chain(parameters.iter().map(place)).map(|x| tape.leaf(x)).collect();
@@ -103,6 +102,12 @@ pub fn assert_error(got: &Tensor, want: &Tensor, what: &str) {
     let error = relative_error(got.cast(DType::F32).unwrap().f32(), want.f32());
     let most = F32 + 2.0 * rounding;
     assert!(error <= most, "{what}: error {error:.2e}, at most {most:.2e} is allowed");
+}
+
+/// `x` on a device, with `offset` elements before it in its buffer.
+pub fn placed(x: &Tensor, device: &Device, offset: usize) -> Tensor {
+    let all = shifted(x, offset).to(device).unwrap();
+    all.narrow(offset..x.len() + offset).unwrap().reshape(x.shape()).unwrap()
 }
 
 /// A vector of `offset` zeros and then the numbers of `x`.

@@ -8,6 +8,7 @@ mod conv;
 mod depthwise;
 mod device;
 mod elementwise;
+mod fused;
 mod fusion_loss;
 mod gate;
 mod gradient;

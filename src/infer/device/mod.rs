@@ -2,6 +2,7 @@
 //! launches over one arena. Pictures go there, and results come back, as bytes.
 
 mod network;
+mod pinned;
 mod recorder;
 mod weights;
 
@@ -9,6 +10,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use network::{Forward, Outputs};
+use pinned::Pinned;
 use recorder::{Recorded, Recorder};
 use weights::Weights;
 
@@ -54,7 +56,16 @@ struct Network {
     recorded: Recorded,
     pictures: Tensor,
     device: Outputs,
-    host: Outputs,
+    host: Host,
+}
+
+/// Pictures and results in the memory of the host.
+struct Host {
+    pictures: Pinned,
+    labels: Pinned,
+    fused: Pinned,
+    /// Image, logits, probabilities.
+    floats: [Option<Tensor>; 3],
 }
 
 /// The graphs for the shapes met so far.
@@ -83,13 +94,8 @@ impl Session {
         }
         done?;
         let host = &network.host;
-        Ok(Output {
-            labels: host.labels.as_slice(),
-            fused: host.fused.as_slice(),
-            image: host.image.as_ref().map(Tensor::f32),
-            logits: host.logits.as_ref().map(Tensor::f32),
-            probabilities: host.probabilities.as_ref().map(Tensor::f32),
-        })
+        let [image, logits, probabilities] = host.floats.each_ref().map(|x| x.as_ref().map(Tensor::f32));
+        Ok(Output { labels: host.labels.bytes(), fused: host.fused.bytes(), image, logits, probabilities })
     }
 
     /// The plan for such pictures.
@@ -127,20 +133,25 @@ impl Network {
         let Pairs { batch, height, width, .. } = *pairs;
         let dtype = if bytes { DType::U8 } else { DType::F32 };
         let pictures = Tensor::scratch_on(&device, [2, batch, height, width, 3], dtype)?;
-        let outputs = |device: &Device| -> Result<Outputs> {
-            let tensor = |wanted: bool, channels: usize| {
-                let shape = Shape::from([batch, height, width, channels]);
-                wanted.then(|| Tensor::scratch_on(device, shape, DType::F32)).transpose()
-            };
-            Ok(Outputs {
-                labels: Tensor::scratch_on(device, [batch, height, width], DType::U8)?,
-                fused: Tensor::scratch_on(device, [batch, height, width, 3], DType::U8)?,
-                image: tensor(wanted.image, 3)?,
-                logits: tensor(wanted.logits, weights.config.classes)?,
-                probabilities: tensor(wanted.probabilities, weights.config.classes)?,
-            })
+        let shape = |channels: usize| Shape::from([batch, height, width, channels]);
+        let floats = |wanted: bool, channels: usize| {
+            wanted.then(|| Tensor::scratch_on(&device, shape(channels), DType::F32)).transpose()
         };
-        let (mut on_device, host) = (outputs(&device)?, outputs(&Device::Cpu)?);
+        let classes = weights.config.classes;
+        let mut on_device = Outputs {
+            labels: Tensor::scratch_on(&device, [batch, height, width], DType::U8)?,
+            fused: Tensor::scratch_on(&device, shape(3), DType::U8)?,
+            image: floats(wanted.image, 3)?,
+            logits: floats(wanted.logits, classes)?,
+            probabilities: floats(wanted.probabilities, classes)?,
+        };
+        let on_host = |x: &Option<Tensor>| x.as_ref().map(|x| Tensor::scratch_of(x.shape(), DType::F32));
+        let host = Host {
+            pictures: Pinned::new(recorder.device(), pictures.bytes())?,
+            labels: Pinned::new(recorder.device(), on_device.labels.bytes())?,
+            fused: Pinned::new(recorder.device(), on_device.fused.bytes())?,
+            floats: [&on_device.image, &on_device.logits, &on_device.probabilities].map(on_host),
+        };
         recorder.begin();
         let noted = Forward { weights, recorder }.run(&pictures, &mut on_device);
         if noted.is_err() {
@@ -151,18 +162,19 @@ impl Network {
     }
 
     fn compute(&mut self, device: &dyn Driver, pairs: &Pairs, timed: bool) -> Result<()> {
-        for (i, pixels) in [pairs.visible, pairs.infrared].into_iter().enumerate() {
-            let picture = self.pictures.narrow(i..i + 1)?;
-            let bytes = match pixels {
+        let staging = self.host.pictures.bytes_mut();
+        let half = staging.len() / 2;
+        for (pixels, to) in [pairs.visible, pairs.infrared].into_iter().zip(staging.chunks_exact_mut(half)) {
+            to.copy_from_slice(match pixels {
                 Pixels::Bytes(bytes) => bytes,
                 Pixels::Floats(floats) => bytemuck::cast_slice(floats),
-            };
-            let (_, to) =
-                picture.address().ok_or_else(|| Error::cuda("upload", "a picture is on the CPU"))?;
-            debug_assert_eq!(bytes.len(), picture.bytes());
-            // SAFETY: the picture on the device has as many bytes, which nobody else uses.
-            unsafe { device.upload(bytes, to)? };
+            });
         }
+        let place =
+            self.pictures.address().ok_or_else(|| Error::cuda("upload", "the pictures are on the CPU"));
+        // SAFETY: the pictures on the device have as many bytes, which nobody else uses; these stay as they are until
+        // the results, which come after them, are there.
+        unsafe { device.upload(staging, place?.1)? };
         // SAFETY: weights, pictures and outputs are where they were when this was recorded.
         unsafe {
             match timed {
@@ -170,16 +182,11 @@ impl Network {
                 false => self.recorded.launch(device)?,
             }
         }
-        let Outputs { labels, fused, image, logits, probabilities } = &mut self.host;
-        let on_device = &self.device;
-        download(device, &on_device.labels, labels.as_mut_slice::<u8>())?;
-        download(device, &on_device.fused, fused.as_mut_slice::<u8>())?;
-        let floats = [
-            (&on_device.image, image),
-            (&on_device.logits, logits),
-            (&on_device.probabilities, probabilities),
-        ];
-        for (from, to) in floats {
+        let (on_device, host) = (&self.device, &mut self.host);
+        download(device, &on_device.labels, host.labels.bytes_mut())?;
+        download(device, &on_device.fused, host.fused.bytes_mut())?;
+        let floats = [&on_device.image, &on_device.logits, &on_device.probabilities];
+        for (from, to) in floats.into_iter().zip(&mut host.floats) {
             if let (Some(from), Some(to)) = (from, to) {
                 download(device, from, bytemuck::cast_slice_mut(to.f32_mut()))?;
             }
