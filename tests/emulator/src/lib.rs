@@ -331,6 +331,7 @@ impl Device {
             shuffle: self.options.shuffle,
             grid: launch.grid,
             block: launch.block,
+            positions: block::positions(launch.block),
             shared: launch.shared as usize,
             args: &args,
         };
