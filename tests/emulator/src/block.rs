@@ -1,13 +1,11 @@
-//! One block of a launch: a coroutine for each of its threads, run by turns on one thread of the host.
+//! One block of a launch, whose threads one thread of the host runs by turns.
 
 use std::cell::{Cell, RefCell};
 use std::ffi::c_void;
 use std::ptr;
 
-use corosensei::stack::DefaultStack;
-use corosensei::{Coroutine, CoroutineResult, Yielder};
-
 use crate::collective::Group;
+use crate::fiber::Fibers;
 use crate::kernels::Kernel;
 use crate::memory::DeviceMemory;
 use crate::shared::Shared;
@@ -16,14 +14,7 @@ use crate::shared::Shared;
 pub const WARP: usize = 32;
 
 /// Bytes of a thread's stack.
-const STACK: usize = 64 << 10;
-
-/// A coroutine runs a thread that is to begin, and when that returns the next one that is to begin, until one waits or
-/// none is left: a kernel in which nobody waits is a loop over its threads. It returns whose turn it is then.
-type Thread = Coroutine<(), (), Turn, DefaultStack>;
-
-/// The thread that runs next, `None` when all have returned, or why the launch fails.
-type Turn = Result<Option<usize>, String>;
+pub const STACK: usize = 64 << 10;
 
 /// `EmulatedThread` of include/emulated.h.
 #[repr(C)]
@@ -90,8 +81,7 @@ pub struct Copies {
 /// What there is for each thread, and for each warp.
 #[derive(Default)]
 struct Threads {
-    /// Null for a thread that has not begun.
-    yielders: Vec<*const Yielder<(), ()>>,
+    begun: Vec<bool>,
     /// What each thread brings to the operation that it waits in, and takes away; whole warps.
     words: Vec<*mut u32>,
     copies: Vec<Copies>,
@@ -107,6 +97,7 @@ pub struct Block<'a> {
     pub running: usize,
     seen: *mut Running,
     threads: &'a mut Threads,
+    pub fibers: &'a mut Fibers,
     /// The warp whose turn it is.
     warp: usize,
     error: Option<String>,
@@ -115,19 +106,14 @@ pub struct Block<'a> {
 
 /// What a thread of the host keeps from block to block.
 struct Worker {
-    stacks: Vec<DefaultStack>,
-    coroutines: Vec<Option<Thread>>,
+    fibers: Fibers,
     threads: Threads,
     shared: Shared,
 }
 
 thread_local! {
-    static WORKER: RefCell<Worker> = RefCell::new(Worker {
-        stacks: Vec::new(),
-        coroutines: Vec::new(),
-        threads: Threads::default(),
-        shared: Shared::new(),
-    });
+    static WORKER: RefCell<Worker> =
+        RefCell::new(Worker { fibers: Fibers::new(), threads: Threads::default(), shared: Shared::new() });
     static BLOCK: Cell<*mut Block<'static>> = const { Cell::new(ptr::null_mut()) };
 }
 
@@ -141,11 +127,11 @@ pub fn run(grid: &Grid, number: u64) -> Result<(), String> {
     let [x, y, _] = grid.grid.map(u64::from);
     let index = [number % x, number / x % y, number / x / y].map(|i| i as u32);
     WORKER.with_borrow_mut(|worker| {
-        let Worker { stacks, coroutines, threads, shared } = worker;
+        let Worker { fibers, threads, shared } = worker;
         let count = grid.positions.len();
         shared.begin_block(grid.shared, count, grid.checked);
         threads.begin_block(count);
-        coroutines.resize_with(count.max(coroutines.len()), || None);
+        fibers.begin_block(count);
         let seen = emulated_thread_address();
         // SAFETY: the address is that of this thread's own variable, which only its kernels read.
         unsafe {
@@ -160,67 +146,26 @@ pub fn run(grid: &Grid, number: u64) -> Result<(), String> {
         }
         let random = grid.shuffle.map_or(0, |seed| mix(seed ^ mix(number)));
         let mut block =
-            Block { grid, index, shared, running: 0, seen, threads, warp: 0, error: None, random };
+            Block { grid, index, shared, running: 0, seen, threads, fibers, warp: 0, error: None, random };
         let raw = (&raw mut block).cast::<Block<'static>>();
         let outer = BLOCK.replace(raw);
-        // SAFETY: `block` outlives the call, and is not used otherwise meanwhile.
-        let result = unsafe { schedule(raw, coroutines, stacks) };
-        BLOCK.set(outer);
-        if result.is_err() {
-            stacks.extend(coroutines.iter_mut().filter_map(Option::take).map(abandon));
+        // SAFETY: `block` outlives the call, and is not used otherwise meanwhile. It is a pointer because the functions
+        // that device code calls use it too, and references to it end before another fiber runs.
+        unsafe {
+            if let Some(first) = (*raw).next() {
+                Fibers::run(raw, first);
+            }
         }
-        result
+        BLOCK.set(outer);
+        block.error.map_or(Ok(()), Err)
     })
 }
 
-/// Takes the stack from a coroutine that will not go on.
-fn abandon(mut coroutine: Thread) -> DefaultStack {
-    // SAFETY: on the stack are frames of device code, which has no destructors, and of functions here that hold
-    // nothing while they are suspended.
-    unsafe { coroutine.force_reset() };
-    coroutine.into_stack()
-}
-
-/// Runs the threads until all have returned, or one of them meets an error.
-///
-/// # Safety
-/// `block` is valid, and nobody else uses it until this returns. It is a pointer because the functions that device
-/// code calls use it too, while a coroutine runs.
-unsafe fn schedule(
-    block: *mut Block<'static>,
-    coroutines: &mut [Option<Thread>],
-    stacks: &mut Vec<DefaultStack>,
-) -> Result<(), String> {
-    // SAFETY: each reference to the block ends before a coroutine is resumed.
-    unsafe {
-        let mut turn = (*block).next()?;
-        while let Some(thread) = turn {
-            let mut coroutine = coroutines[thread].take().unwrap_or_else(|| {
-                let stack = stacks.pop();
-                let stack = stack.unwrap_or_else(|| DefaultStack::new(STACK).expect("memory for a stack"));
-                Coroutine::with_stack(stack, move |yielder, ()| enter(block, yielder))
-            });
-            turn = match coroutine.resume(()) {
-                CoroutineResult::Return(turn) => {
-                    stacks.push(coroutine.into_stack());
-                    turn?
-                }
-                CoroutineResult::Yield(()) => {
-                    coroutines[(*block).running] = Some(coroutine);
-                    if let Some(error) = (*block).error.take() {
-                        return Err(error);
-                    }
-                    (*block).next()?
-                }
-            }
-        }
-    }
-    Ok(())
-}
-
-/// The body of a coroutine: the kernel, for the thread that runs and for those that begin after it has returned.
-fn enter(block: *mut Block<'static>, yielder: &Yielder<(), ()>) -> Turn {
-    // SAFETY: the block outlives its coroutines. The kernel reads as many arguments as `args` has, and only reads.
+/// What a fiber does: the kernel, for the thread that runs and then for those that begin after it has returned; a
+/// kernel in which nobody waits is a loop over its threads. It ends with the turn of a thread that waits on another
+/// fiber, or of none.
+pub fn run_threads(block: *mut Block<'static>) -> Option<usize> {
+    // SAFETY: the block outlives its fibers. The kernel reads as many arguments as `args` has, and only reads.
     unsafe {
         let grid: &Grid = (*block).grid;
         let mut pointers = [ptr::null_mut::<c_void>(); MAX_ARGS];
@@ -228,11 +173,11 @@ fn enter(block: *mut Block<'static>, yielder: &Yielder<(), ()>) -> Turn {
             *pointer = ptr::from_ref(arg).cast_mut().cast();
         }
         loop {
-            (*block).begin(yielder);
+            (*block).begin();
             (grid.kernel.call)(pointers.as_mut_ptr());
-            let turn = (*block).end();
-            if !matches!(turn, Ok(Some(thread)) if !(*block).has_begun(thread)) {
-                return turn;
+            match (*block).end() {
+                Some(thread) if !(*block).has_begun(thread) => {}
+                next => return next,
             }
         }
     }
@@ -241,16 +186,19 @@ fn enter(block: *mut Block<'static>, yielder: &Yielder<(), ()>) -> Turn {
 /// Parameters that a kernel can have.
 pub const MAX_ARGS: usize = 64;
 
-/// Lets other threads run until this one is ready.
+/// Lets other threads run until this one is ready, or for ever after an error.
 ///
 /// # Safety
 /// `block` is the current one.
 #[inline(always)]
 pub unsafe fn suspend(block: *mut Block<'static>) {
-    // SAFETY: the yielder is that of the running coroutine, which set it when it began.
+    // SAFETY: the caller vouches for the block.
     unsafe {
-        let yielder = (&(*block).threads.yielders)[(*block).running];
-        (*yielder).suspend(());
+        let thread = (*block).running;
+        let next = (*block).next();
+        if next != Some(thread) {
+            Fibers::switch(block, thread, next);
+        }
     }
 }
 
@@ -260,10 +208,10 @@ pub unsafe fn suspend(block: *mut Block<'static>) {
 /// `block` is the current one.
 #[cold]
 pub unsafe fn fail(block: *mut Block<'static>, why: &str) {
-    // SAFETY: the caller vouches for the block; the scheduler does not resume a thread after an error.
+    // SAFETY: the caller vouches for the block; after an error no thread goes on.
     unsafe {
         let message = (*block).message((*block).running, why);
-        (*block).error = Some(message);
+        (*block).stop(message);
         suspend(block);
     }
 }
@@ -272,8 +220,8 @@ impl Threads {
     /// Forgets the last block.
     fn begin_block(&mut self, threads: usize) {
         let warps = threads.div_ceil(WARP);
-        self.yielders.clear();
-        self.yielders.resize(threads, ptr::null());
+        self.begun.clear();
+        self.begun.resize(threads, false);
         self.words.resize(warps * WARP, ptr::null_mut());
         self.copies.resize_with(threads, Copies::default);
         for copies in &mut self.copies {
@@ -290,7 +238,7 @@ impl Threads {
 }
 
 impl Block<'_> {
-    /// Ends the launch with this message when the running thread is suspended.
+    /// Ends the launch with this message when the running thread waits.
     pub fn stop(&mut self, message: String) {
         self.error = Some(message);
     }
@@ -317,30 +265,27 @@ impl Block<'_> {
     }
 
     fn has_begun(&self, thread: usize) -> bool {
-        !self.threads.yielders[thread].is_null()
+        self.threads.begun[thread]
     }
 
     /// The running thread begins.
-    fn begin(&mut self, yielder: &Yielder<(), ()>) {
-        self.threads.yielders[self.running] = yielder;
+    fn begin(&mut self) {
+        self.threads.begun[self.running] = true;
     }
 
     /// The running thread has returned; whose turn it is.
-    fn end(&mut self) -> Turn {
+    fn end(&mut self) -> Option<usize> {
         let thread = self.running;
         self.warp(thread / WARP).returned |= 1 << (thread % WARP);
         self.next()
     }
 
-    /// Whose turn it is, which is then the running thread.
+    /// Whose turn it is, which is then the running thread. None when all have returned, and after an error.
     #[inline]
-    fn next(&mut self) -> Turn {
+    fn next(&mut self) -> Option<usize> {
         let mut lanes = self.threads.warps[self.warp].ready;
-        if lanes == 0 || self.grid.shuffle.is_some() {
+        if lanes == 0 || self.grid.shuffle.is_some() || self.error.is_some() {
             lanes = self.next_warp()?;
-            if lanes == 0 {
-                return Ok(None);
-            }
         }
         let lane = lanes.trailing_zeros() as usize;
         self.threads.warps[self.warp].ready &= !(1 << lane);
@@ -351,15 +296,17 @@ impl Block<'_> {
             (*self.seen).thread = self.grid.positions[thread];
             (*self.seen).lane = lane as u32;
         }
-        Ok(Some(thread))
+        Some(thread)
     }
 
-    /// Finds a warp that can run; those of its lanes, or the last ones of them where the order is random. None when all
-    /// threads have returned.
+    /// Finds a warp that can run; those of its lanes, or the last ones of them where the order is random.
     #[inline(never)]
-    fn next_warp(&mut self) -> Result<u32, String> {
+    fn next_warp(&mut self) -> Option<u32> {
         let warps = self.threads.warps.len();
         loop {
+            if self.error.is_some() {
+                return None;
+            }
             if self.grid.shuffle.is_some() {
                 self.random = mix(self.random);
                 self.warp = (self.random % warps as u64) as usize;
@@ -370,9 +317,9 @@ impl Block<'_> {
                 break;
             }
             if self.threads.warps.iter().all(|warp| warp.returned == warp.all) {
-                return Ok(0);
+                return None;
             }
-            self.release()?;
+            self.error = self.release().err();
             self.warp = 0;
         }
         let mut lanes = self.threads.warps[self.warp].ready;
@@ -382,7 +329,7 @@ impl Block<'_> {
                 lanes &= lanes - 1;
             }
         }
-        Ok(lanes)
+        Some(lanes)
     }
 
     /// Nobody can run: opens the barrier that everybody waits at, or says who waits in vain.

@@ -16,6 +16,8 @@
 mod block;
 mod collective;
 mod failing;
+#[cfg_attr(all(target_arch = "x86_64", unix, not(feature = "coroutines")), path = "fiber_x86_64.rs")]
+mod fiber;
 mod hooks;
 mod kernels;
 mod memory;
