@@ -36,8 +36,8 @@ fn main() {
 
     let compiler = Compiler { include, kernels, headers: headers.finish(), out: out.clone() };
     let tasks = sources.iter().flat_map(|source| MODES.map(|mode| (source.as_path(), mode))).collect();
-    let mut build = cc::Build::new();
-    build.cpp(true).std("c++17").file(runtime);
+    let mut build = build();
+    build.include(&compiler.include).file(runtime);
     for object in in_parallel(tasks, |(source, mode)| compiler.object(source, mode)) {
         build.object(object);
     }
@@ -45,6 +45,18 @@ fn main() {
 
     let tables: String = MODES.iter().map(|mode| table(mode, &sources)).collect();
     fs::write(out.join("tables.rs"), tables).expect("OUT_DIR can be written");
+}
+
+/// How C++ is compiled.
+fn build() -> cc::Build {
+    let mut build = cc::Build::new();
+    build.cpp(true).std("c++17").opt_level(3).debug(false).warnings(false).pic(true);
+    // Sums have one order and one rounding, whichever way the kernel is built.
+    build.flag("-ffp-contract=off").flag("-fno-strict-aliasing").flag("-fwrapv");
+    if cfg!(target_arch = "x86_64") && is_x86_64_v3() {
+        build.flag("-march=x86-64-v3");
+    }
+    build
 }
 
 /// The function that lists the kernels of all files in one mode.
@@ -90,14 +102,7 @@ impl Compiler {
     }
 
     fn command(&self, mode: &str) -> Command {
-        let mut build = cc::Build::new();
-        build.cpp(true).std("c++17").opt_level(2).debug(false).warnings(false).pic(true);
-        // Sums have one order and one rounding, whichever way the kernel is built.
-        build.flag("-ffp-contract=off").flag("-fno-strict-aliasing").flag("-fwrapv");
-        if cfg!(target_arch = "x86_64") && is_x86_64_v3() {
-            build.flag("-march=x86-64-v3");
-        }
-        let compiler = build.get_compiler();
+        let compiler = build().get_compiler();
         let mut command = compiler.to_command();
         if mode == "checked" {
             // The compiler calls a function at each access to memory, and leaves the accesses as they are written.

@@ -50,11 +50,12 @@ enum { kEmulatedSync, kEmulatedShuffle, kEmulatedBallot, kEmulatedMatrices, kEmu
 inline void __syncwarp(unsigned mask = 0xffffffffu) { emulated_warp(kEmulatedSync, mask, nullptr); }
 
 template <class T> inline T emulated_shuffle(unsigned mask, T x, unsigned source) {
-    static_assert(sizeof(T) <= 8, "a shuffle moves at most 8 bytes");
-    unsigned words[3] = {0, 0, source};
-    __builtin_memcpy(words, &x, sizeof x);
-    emulated_warp(kEmulatedShuffle, mask, words);
-    __builtin_memcpy(&x, words, sizeof x);
+    static_assert(sizeof(T) <= 64, "a shuffle moves at most 64 bytes");
+    constexpr unsigned kWords = (sizeof(T) + 3) / 4;
+    unsigned words[1 + kWords] = {source};
+    __builtin_memcpy(words + 1, &x, sizeof x);
+    emulated_warp(kEmulatedShuffle | kWords << 8, mask, words);
+    __builtin_memcpy(&x, words + 1, sizeof x);
     return x;
 }
 

@@ -1,6 +1,12 @@
 // IEEE half precision: storage, and conversions that round to nearest, ties to even.
 #pragma once
 
+#ifdef __F16C__
+inline unsigned short emulated_to_half(float f) {
+    return f != f ? 0x7fff : _cvtss_sh(f, _MM_FROUND_TO_NEAREST_INT);  // The device has one NaN.
+}
+inline float emulated_from_half(unsigned short h) { return _cvtsh_ss(h); }
+#else
 inline unsigned short emulated_to_half(float f) {
     unsigned x = __float_as_uint(f);
     const unsigned sign = x >> 16 & 0x8000u;
@@ -18,6 +24,7 @@ inline float emulated_from_half(unsigned short h) {
     if (x < 0x400u) return __uint_as_float(sign | __float_as_uint(static_cast<float>(x) * 0x1p-24f));
     return __uint_as_float(sign | ((x << 13) + 0x38000000u));
 }
+#endif
 
 struct __half {
     unsigned short bits;

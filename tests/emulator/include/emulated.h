@@ -20,6 +20,10 @@
 #include <stdint.h>
 #include <string.h>
 
+#ifdef __F16C__
+#include <immintrin.h>
+#endif
+
 #ifndef EMULATED_GLOBAL
 #define EMULATED_GLOBAL
 #endif

@@ -1,17 +1,14 @@
 //! What the lanes of a warp do together: `__syncwarp`, shuffles, votes, and the matrix instructions of ptx.cuh.
 
-use half::{bf16, f16};
-
-use crate::block::{Block, State, WARP, current, fail, suspend};
+use crate::block::{Block, WARP, Warp, current, fail, suspend};
 use crate::hooks;
 
 /// An operation that some lanes of a warp wait in.
+#[derive(Clone, Copy)]
 pub struct Group {
     kind: u32,
     mask: u32,
     arrived: u32,
-    /// What each lane brings, and takes away.
-    words: [*mut u32; WARP],
 }
 
 // The kinds, as include/cuda.h numbers them.
@@ -23,8 +20,18 @@ const TRANSPOSED: u32 = 4;
 const MMA_F16: u32 = 5;
 const MMA_BF16: u32 = 6;
 
+/// The most words of a value that is shuffled; a shuffle's kind has their number above its lowest 8 bits.
+const MOST_WORDS: usize = 16;
+
+// What matrix instructions do, in runtime.cpp.
+unsafe extern "C" {
+    fn emulated_ldmatrix(words: &mut [*mut u32; WARP], transposed: bool);
+    fn emulated_mma_f16(words: &mut [*mut u32; WARP]);
+    fn emulated_mma_bf16(words: &mut [*mut u32; WARP]);
+}
+
 fn name(kind: u32) -> &'static str {
-    match kind {
+    match kind & 0xFF {
         SYNC => "__syncwarp",
         SHUFFLE => "a shuffle",
         BALLOT => "a vote",
@@ -43,62 +50,53 @@ extern "C" fn emulated_warp(kind: u32, mask: u32, words: *mut u32) {
         let thread = (*block).running;
         let (warp, lane) = (thread / WARP, thread % WARP);
         if mask >> lane & 1 == 0 {
-            fail(
-                block,
-                &format!("divergent shuffle: it is in {} whose mask {mask:#x} leaves it out", name(kind)),
-            );
+            let why =
+                format!("divergent shuffle: it is in {} whose mask {mask:#x} leaves it out", name(kind));
+            fail(block, &why);
         }
-        let groups = &mut (&mut (*block).groups)[warp];
-        let found = groups.iter().position(|group| group.mask == mask && group.kind == kind);
-        let index = found.unwrap_or_else(|| {
-            groups.push(Group { kind, mask, arrived: 0, words: [std::ptr::null_mut(); WARP] });
-            groups.len() - 1
-        });
-        groups[index].arrived |= 1 << lane;
-        groups[index].words[lane] = words;
-        if groups[index].arrived != mask {
-            (&mut (*block).states)[thread] = State::Lanes;
+        (*block).words(warp)[lane] = words;
+        if !(*block).warp(warp).arrive(kind, mask, lane) {
             suspend(block);
             return;
         }
-        let group = groups.swap_remove(index);
+        let group = Group { kind, mask, arrived: mask };
         if let Err((lane, why)) = group.finish(block, warp) {
             let message = (*block).message(warp * WARP + lane, &why);
             (*block).stop(message);
             suspend(block);
         }
-        (*block).resume_lanes(warp, mask, thread);
+        (*block).shared.warp_barrier(warp, mask);
+        (*block).warp(warp).resume(mask & !(1 << lane));
+    }
+}
+
+impl Warp {
+    /// A lane has come to an operation; whether it is the last one, with which the operation is no longer waited for.
+    fn arrive(&mut self, kind: u32, mask: u32, lane: usize) -> bool {
+        let found = self.groups.iter().position(|group| group.mask == mask && group.kind == kind);
+        let index = found.unwrap_or_else(|| {
+            self.groups.push(Group { kind, mask, arrived: 0 });
+            self.groups.len() - 1
+        });
+        self.groups[index].arrived |= 1 << lane;
+        let complete = self.groups[index].arrived == mask;
+        if complete {
+            self.groups.swap_remove(index);
+        }
+        complete
     }
 }
 
 impl Block<'_> {
-    /// Lets the lanes of `mask` run; `thread` does already.
-    fn resume_lanes(&mut self, warp: usize, mask: u32, thread: usize) {
-        self.shared.warp_barrier(warp, mask);
-        let others = mask & !(1 << (thread % WARP));
-        self.ready[warp] |= others;
-        let mut lanes = others;
-        while lanes != 0 {
-            self.states[warp * WARP + lanes.trailing_zeros() as usize] = State::Ready;
-            lanes &= lanes - 1;
-        }
-    }
-
     /// Which lane waits in vain in this warp, and for whom.
-    pub fn divergent_shuffle(&self, warp: usize) -> String {
-        let group = &self.groups[warp][0];
-        let waiting = group.arrived.trailing_zeros() as usize;
-        let missing = (group.mask & !group.arrived).trailing_zeros() as usize;
-        let why = match self.states.get(warp * WARP + missing) {
-            None => "does not exist",
-            Some(State::Returned) => "has returned",
-            Some(State::Barrier) => "waits at __syncthreads",
-            Some(_) => "waits in another operation",
-        };
+    pub fn divergent_shuffle(&mut self, warp: usize) -> String {
+        let Group { kind, mask, arrived } = self.warp(warp).groups[0];
+        let waiting = arrived.trailing_zeros() as usize;
+        let missing = (mask & !arrived).trailing_zeros() as usize;
         let why = format!(
-            "divergent shuffle: it waits in {} with mask {:#x}, and lane {missing} {why}",
-            name(group.kind),
-            group.mask
+            "divergent shuffle: it waits in {} with mask {mask:#x}, and lane {missing} {}",
+            name(kind),
+            self.warp(warp).state(missing)
         );
         self.message(warp * WARP + waiting, &why)
     }
@@ -115,120 +113,67 @@ impl Group {
     /// # Safety
     /// Each lane's words are as many as its kind has.
     unsafe fn finish(&self, block: *mut Block<'static>, warp: usize) -> Result<(), (usize, String)> {
-        // SAFETY: the caller vouches for the words.
+        // SAFETY: the caller vouches for the words; matrix instructions are of all lanes.
         unsafe {
-            match self.kind {
-                SYNC => Ok(()),
-                SHUFFLE => self.shuffle(),
+            let words = (*block).words(warp);
+            match self.kind & 0xFF {
+                SYNC => {}
+                SHUFFLE => return self.shuffle(words, (self.kind >> 8) as usize),
                 BALLOT => {
-                    let votes = self
-                        .lanes()
-                        .filter(|lane| *self.words[*lane] != 0)
-                        .fold(0, |all, lane| all | 1 << lane);
+                    let votes =
+                        self.lanes().filter(|lane| *words[*lane] != 0).fold(0, |all, lane| all | 1 << lane);
+                    self.lanes().for_each(|lane| *words[lane] = votes);
+                }
+                MATRICES | TRANSPOSED => {
                     for lane in self.lanes() {
-                        *self.words[lane] = votes;
+                        let address = words[lane].cast::<usize>().read_unaligned();
+                        check_row(block, warp * WARP + lane, address).map_err(|why| (lane, why))?;
                     }
-                    Ok(())
+                    emulated_ldmatrix(words, self.kind == TRANSPOSED);
                 }
-                MATRICES | TRANSPOSED => self.matrices(block, warp),
-                MMA_F16 => {
-                    self.multiply(|bits| f16::from_bits(bits).to_f32());
-                    Ok(())
-                }
-                MMA_BF16 => {
-                    self.multiply(|bits| bf16::from_bits(bits).to_f32());
-                    Ok(())
-                }
+                MMA_F16 => emulated_mma_f16(words),
+                MMA_BF16 => emulated_mma_bf16(words),
                 kind => unreachable!("include/cuda.h has no operation {kind}"),
             }
         }
+        Ok(())
     }
 
-    /// Words: two of the value, the lane to take it from.
-    unsafe fn shuffle(&self) -> Result<(), (usize, String)> {
-        let mut values = [[0; 2]; WARP];
-        // SAFETY: each lane of the mask has three words.
+    /// Words: the lane to take the value from, then those of the value.
+    unsafe fn shuffle(&self, words: &[*mut u32; WARP], count: usize) -> Result<(), (usize, String)> {
+        let mut values = [[0; WARP]; MOST_WORDS];
+        // SAFETY: each lane of the mask has as many words.
         unsafe {
             for lane in self.lanes() {
-                values[lane] = [*self.words[lane], *self.words[lane].add(1)];
+                for (i, values) in values[..count].iter_mut().enumerate() {
+                    values[lane] = *words[lane].add(1 + i);
+                }
             }
             for lane in self.lanes() {
-                let source = *self.words[lane].add(2) as usize;
+                let source = *words[lane] as usize;
                 if source >= WARP || self.mask >> source & 1 == 0 {
-                    let why = format!(
-                        "divergent shuffle: it reads lane {source}, which mask {:#x} leaves out",
-                        self.mask
-                    );
+                    let mask = self.mask;
+                    let why =
+                        format!("divergent shuffle: it reads lane {source}, which mask {mask:#x} leaves out");
                     return Err((lane, why));
                 }
-                [*self.words[lane], *self.words[lane].add(1)] = values[source];
-            }
-        }
-        Ok(())
-    }
-
-    /// ldmatrix.x4. Words: before, the address of a row of 8 numbers of 16 bits; after, a register of each matrix.
-    unsafe fn matrices(&self, block: *mut Block<'static>, warp: usize) -> Result<(), (usize, String)> {
-        let mut rows = [[0u16; 8]; WARP];
-        // SAFETY: each lane has four words, and gives the address of 16 bytes; checked mode checks that.
-        unsafe {
-            for lane in self.lanes() {
-                let words = self.words[lane];
-                let address = (u64::from(*words) | u64::from(*words.add(1)) << 32) as usize;
-                if !address.is_multiple_of(16) {
-                    return Err((
-                        lane,
-                        "misaligned: ldmatrix needs rows at multiples of 16 bytes".to_string(),
-                    ));
-                }
-                hooks::check_shared(block, warp * WARP + lane, address, 16, false)
-                    .map_err(|why| (lane, why))?;
-                rows[lane] = *(address as *const [u16; 8]);
-            }
-            for lane in 0..WARP {
-                for matrix in 0..4 {
-                    let at = |row: usize, column: usize| u32::from(rows[matrix * 8 + row][column]);
-                    let (row, column) = (lane / 4, lane % 4 * 2);
-                    *self.words[lane].add(matrix) = if self.kind == MATRICES {
-                        at(row, column) | at(row, column + 1) << 16
-                    } else {
-                        at(column, row) | at(column + 1, row) << 16
-                    };
+                for (i, values) in values[..count].iter().enumerate() {
+                    *words[lane].add(1 + i) = values[source];
                 }
             }
         }
         Ok(())
     }
+}
 
-    /// mma.sync.aligned.m16n8k16.row.col. Words: 4 of d, 4 of a, 2 of b.
-    unsafe fn multiply(&self, number: impl Fn(u16) -> f32) {
-        let (mut a, mut b) = ([[0.0; 16]; 16], [[0.0; 8]; 16]);
-        let pair = |word: u32| [number(word as u16), number((word >> 16) as u16)];
-        // SAFETY: each lane has ten words.
-        unsafe {
-            for lane in 0..WARP {
-                let (group, member) = (lane / 4, lane % 4);
-                for i in 0..4 {
-                    let (row, column) = (group + i % 2 * 8, member * 2 + i / 2 * 8);
-                    a[row][column..column + 2].copy_from_slice(&pair(*self.words[lane].add(4 + i)));
-                }
-                for i in 0..2 {
-                    for (j, x) in pair(*self.words[lane].add(8 + i)).into_iter().enumerate() {
-                        b[member * 2 + j + i * 8][group] = x;
-                    }
-                }
-            }
-            for lane in 0..WARP {
-                for i in 0..4 {
-                    let (row, column) = (lane / 4 + i / 2 * 8, lane % 4 * 2 + i % 2);
-                    let d = self.words[lane].add(i);
-                    let mut sum = f32::from_bits(*d);
-                    for k in 0..16 {
-                        sum += a[row][k] * b[k][column];
-                    }
-                    *d = sum.to_bits();
-                }
-            }
-        }
+/// Checks the row of a matrix that a thread names in ldmatrix.
+///
+/// # Safety
+/// `block` is the current one.
+unsafe fn check_row(block: *mut Block<'static>, thread: usize, address: usize) -> Result<(), String> {
+    if !address.is_multiple_of(16) {
+        return Err("misaligned: ldmatrix needs rows at multiples of 16 bytes".to_string());
     }
+    // SAFETY: the caller vouches for the block.
+    unsafe { hooks::check_shared(block, thread, address, 16, false) }
 }

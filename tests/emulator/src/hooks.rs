@@ -168,7 +168,8 @@ fn begin_copy(block: &mut Block, shared: usize, global: usize, valid: bool) -> R
         check_global(block.grid.memory, global, 16, false)?;
     }
     block.shared.expect(shared - block.shared.address(), 16);
-    block.copies.push(Copy { thread, shared, global, valid, group: block.committed[thread] });
+    let copies = block.copies();
+    copies.waiting.push(Copy { shared, global, valid, group: copies.committed });
     Ok(())
 }
 
@@ -176,7 +177,7 @@ fn begin_copy(block: &mut Block, shared: usize, global: usize, valid: bool) -> R
 extern "C" fn emulated_copy_commit() {
     // SAFETY: kernels run only while their block is the current one.
     let block = unsafe { &mut *current() };
-    block.committed[block.running] += 1;
+    block.copies().committed += 1;
 }
 
 /// Waits for all but the latest `groups` groups of this thread.
@@ -187,17 +188,17 @@ extern "C" fn emulated_copy_wait(groups: u32) {
     unsafe {
         let block = &mut *current;
         let thread = block.running;
-        let arrived = block.committed[thread].saturating_sub(groups);
-        let (done, waiting) = std::mem::take(&mut block.copies)
-            .into_iter()
-            .partition::<Vec<_>, _>(|copy| copy.thread == thread && copy.group < arrived);
-        block.copies = waiting;
-        for copy in done {
-            if let Err(why) = block.shared.access(thread, copy.shared, 16, Access::Write) {
+        let copies = block.copies();
+        let arrived = copies.committed.saturating_sub(groups);
+        let count = copies.waiting.iter().take_while(|copy| copy.group < arrived).count();
+        for i in 0..count {
+            let Copy { shared, global, valid, .. } = (*current).copies().waiting[i];
+            if let Err(why) = (*current).shared.access(thread, shared, 16, Access::Write) {
                 fail(current, &why);
             }
-            let to = copy.shared as *mut [u8; 16];
-            *to = if copy.valid { *(copy.global as *const [u8; 16]) } else { [0; 16] };
+            let to = shared as *mut [u8; 16];
+            *to = if valid { *(global as *const [u8; 16]) } else { [0; 16] };
         }
+        (*current).copies().waiting.drain(..count);
     }
 }

@@ -16,6 +16,8 @@
 mod block;
 mod collective;
 mod failing;
+#[cfg_attr(all(target_arch = "x86_64", unix, not(feature = "coroutines")), path = "fiber_x86_64.rs")]
+mod fiber;
 mod hooks;
 mod kernels;
 mod memory;
@@ -331,6 +333,7 @@ impl Device {
             shuffle: self.options.shuffle,
             grid: launch.grid,
             block: launch.block,
+            positions: block::positions(launch.block),
             shared: launch.shared as usize,
             args: &args,
         };
