@@ -19,7 +19,7 @@ use std::path::Path;
 use crate::cpu;
 use crate::cpu::adamw::{AdamW, Scaling};
 use crate::infer::{Engine, Pairs, Wanted};
-use crate::model::{Amdanet, Arch, Encoder, Masking, ModelConfig, stack};
+use crate::model::{Amdanet, Arch, Encoder, Masking, ModelConfig, Output};
 use crate::nn::{Params, Pass};
 use crate::train::{LossWeights, Optimizer, Targets, losses};
 use crate::{DType, Device, Error, Precision, Result, Shape, Tensor};
@@ -272,14 +272,19 @@ fn verify_here(path: &Path, device: &Device, precision: Precision) -> Result<Rep
         Precision::Tf32 | Precision::F16 => tolerance::HALF_OUTPUT,
         Precision::Bf16 => tolerance::BF16_OUTPUT,
     };
-    outputs(path, &golden, &model, &scene, "eval", output, &mut report)?;
-    features(path, &golden, &model, &scene, output, &mut report)?;
+    {
+        let mut pass = Pass::observing(&model.params, &[]);
+        let out = model.forward(&mut pass, &scene.visible, &scene.infrared)?;
+        outputs(path, &golden, &out, "eval", output, &mut report)?;
+        features(path, &golden, &pass, output, &mut report)?;
+    }
     engine(path, &golden, packed, &scene, output, &mut report)?;
     if let Some(steps) = h.steps.filter(|_| precision == Precision::F32) {
         let before = model.params.clone();
         training(path, &golden, &mut model, &scene, steps, &mut report)?;
         changes(path, &golden, &model.params, &before, &mut report)?;
-        outputs(path, &golden, &model, &scene, "after", tolerance::AFTER, &mut report)?;
+        let out = model.forward(&mut Pass::eval(&model.params), &scene.visible, &scene.infrared)?;
+        outputs(path, &golden, &out, "after", tolerance::AFTER, &mut report)?;
     }
     Ok(report)
 }
@@ -288,14 +293,12 @@ fn verify_here(path: &Path, device: &Device, precision: Precision) -> Result<Rep
 fn outputs(
     path: &Path,
     golden: &Golden,
-    model: &Amdanet,
-    scene: &Scene,
+    out: &Output,
     when: &str,
     tolerance: f64,
     report: &mut Report,
 ) -> Result<()> {
-    let out = model.forward(&mut Pass::eval(&model.params), &scene.visible, &scene.infrared)?;
-    for (name, value) in [("logits", out.logits), ("image", out.image)] {
+    for (name, value) in [("logits", &out.logits), ("image", &out.image)] {
         let ours = planes(&on_cpu(value.value())?, golden.header.stride.unwrap_or(1));
         let want = golden.get(path, &format!("{when}.{name}"), ours.len())?;
         let group = if when == "eval" { name.to_string() } else { format!("{name} after the steps") };
@@ -327,17 +330,8 @@ fn engine(
     Ok(())
 }
 
-/// Compares the aligned and the fused features.
-fn features(
-    path: &Path,
-    golden: &Golden,
-    model: &Amdanet,
-    scene: &Scene,
-    tolerance: f64,
-    report: &mut Report,
-) -> Result<()> {
-    let features =
-        model.features(&mut Pass::eval(&model.params), &stack(&scene.visible, &scene.infrared)?, None)?;
+/// Compares the aligned and the fused features that a pass has observed.
+fn features(path: &Path, golden: &Golden, pass: &Pass, tolerance: f64, report: &mut Report) -> Result<()> {
     let mut compare = |group: &str, name: String, value: &Tensor| -> Result<()> {
         let ours = planes(&on_cpu(value)?, 1);
         let error = match golden.tensors.get(&format!("{name}.norm")) {
@@ -350,14 +344,19 @@ fn features(
         report.add(group, tolerance, error);
         Ok(())
     };
-    for (level, map) in features.vision.iter().enumerate() {
+    let observed = |name: &str, level: usize| {
+        let map = pass.observed(&format!("{name}{}", level + 1));
+        map.ok_or_else(|| Error::Config(format!("the network has no {name} features of level {}", level + 1)))
+    };
+    for level in 0..4 {
+        let map = observed("aligned", level)?.value();
         for modality in 0..2 {
-            let stream = map.value().narrow(modality..modality + 1)?;
+            let stream = map.narrow(modality..modality + 1)?;
             compare("aligned features", format!("eval.vision.{}", 2 * level + modality), &stream)?;
         }
     }
-    for (level, map) in features.fused.iter().enumerate() {
-        compare("fused features", format!("eval.fused.{level}"), map.value())?;
+    for level in 0..4 {
+        compare("fused features", format!("eval.fused.{level}"), observed("fused", level)?.value())?;
     }
     Ok(())
 }

@@ -63,10 +63,11 @@ impl<'a> Pass<'a> {
     ///
     /// The values named in `leaves` become leaves of the tape, and parameters are constants: what follows them is
     /// recorded, for gradients with respect to them, and what comes before is not. A leaf that follows another one
-    /// takes the gradient from it.
+    /// takes the gradient from it. Without leaves nothing is recorded.
     pub fn observing(params: &'a Params, leaves: &[String]) -> Self {
         let observations = Some(Observations { leaves: leaves.to_vec(), values: BTreeMap::new() });
-        Self { training: None, observations, ..Self::train(params, 0) }
+        let tape = if leaves.is_empty() { Tape::off() } else { Tape::new() };
+        Self { tape, training: None, observations, ..Self::train(params, 0) }
     }
 
     /// A pass that records, with batch statistics; `seed` decides what drop path and dropout drop.
