@@ -112,13 +112,13 @@ impl Run {
 }
 
 /// What computes: the fused engine, packed from a network that is not kept, or the network itself on a device.
-enum Compute {
+pub(super) enum Compute {
     Engine(Box<Session>),
     Model(Box<Amdanet>),
 }
 
 impl Compute {
-    fn new(model: Amdanet) -> Result<Self> {
+    pub(super) fn new(model: Amdanet) -> Result<Self> {
         Ok(match model.params.device() {
             Device::Cpu => Self::Engine(Box::new(Engine::consume(model)?.session())),
             Device::Cuda(_) => Self::Model(Box::new(model)),
@@ -126,7 +126,7 @@ impl Compute {
     }
 
     /// The fused picture and the labels.
-    fn pair(&mut self, [visible, infrared]: &[Tensor; 2]) -> Result<(Vec<u8>, Vec<u8>)> {
+    pub(super) fn pair(&mut self, [visible, infrared]: &[Tensor; 2]) -> Result<(Vec<u8>, Vec<u8>)> {
         match self {
             Self::Engine(session) => {
                 let output = session.run(&Pairs::new(visible, infrared)?, Wanted::default())?;
@@ -153,6 +153,6 @@ fn explain(compute: &mut Compute, [visible, infrared]: &[Tensor; 2], progress: &
 }
 
 /// A picture as a tensor `(1, 1, H, W, 3)`.
-fn tensor(picture: &Picture) -> Result<Tensor> {
+pub(super) fn tensor(picture: &Picture) -> Result<Tensor> {
     Tensor::from_slice([1, 1, picture.height, picture.width, 3], &picture.rgb)
 }
