@@ -480,16 +480,64 @@ fn info() {
 
 #[test]
 fn bench() {
-    let common = ["--encoder", "nano", "--size", "64x64", "--runs", "3", "--warmup", "0", "--json"];
+    let common = ["--encoder", "nano", "--size", "64x64", "--runs", "3", "--warmup", "0", "--batch", "2,1"];
     for (what, key) in [("model", "latency_ms"), ("train", "step_ms")] {
-        let result = json(&succeeds(["bench", what].iter().chain(&common)));
-        let [min, median, max] = ["min", "median", "max"].map(|k| positive(&result[key][k]));
-        assert!(min <= median && median <= max, "{result}");
+        let result = json(&succeeds(["bench", what].iter().chain(&common).chain(&["--json"])));
+        for (row, batch) in result["batches"].as_array().unwrap().iter().zip(1..=2) {
+            assert_eq!(row["batch"], batch);
+            let times = ["min", "q1", "median", "q3", "max"].map(|k| positive(&row[key][k]));
+            assert!(times.is_sorted(), "{result}");
+            assert!((positive(&row["pairs_per_second"]) * times[2] / 1e3 - f64::from(batch)).abs() < 1e-6);
+        }
+        assert_eq!((&result["batch"], &result[key]), (&1.into(), &result["batches"][0][key]));
         // Weights alone are half a megabyte of numbers.
         assert!(positive(&result["tensor_peak_bytes"]) > 2e6);
         assert!(positive(&result["peak_bytes"]) > 2e6);
+        assert!(result["device_peak_bytes"].is_null() || result["device"] != "Cpu");
+        let table = succeeds(["bench", what].iter().chain(&common));
+        for part in ["pairs/s", "batch 1 ", "batch 2 ", "peak memory", "energy"] {
+            assert!(table.contains(part), "{part}: {table}");
+        }
     }
-    assert!(succeeds(["bench", "model"].iter().chain(&common[..8])).contains("pairs/s"));
+}
+
+#[test]
+fn bench_from_files_to_files() {
+    let folder = Folder::new();
+    folder.pair("a", 0, 96, 64);
+    let (weights, vi, ir) = (folder.weights(), folder.text("vi/a.png"), folder.text("ir/a.png"));
+    let repeats = ["--runs", "2", "--warmup", "0", "--end-to-end"];
+    let files = ["bench", "model", "--weights", &weights, "--visible", &vi, "--infrared", &ir];
+    let result = json(&succeeds(files.iter().chain(&repeats).chain(&["--json"])));
+    assert_eq!((&result["encoder"], &result["size"]), (&"nano".into(), &"64x96".into()));
+    positive(&result["end_to_end_ms"]["median"]);
+    assert!(succeeds(files.iter().chain(&repeats)).contains("from files to files"));
+    fails(2, &["--weights", "--encoder"], files.iter().chain(&["--encoder", "b0"]));
+    fails(2, &["--infrared"], files[..6].iter());
+    fails(
+        1,
+        &["vi/b.png", "read"],
+        ["bench", "model", "--visible", &folder.text("vi/b.png"), "--infrared", &ir],
+    );
+}
+
+#[test]
+fn bench_kernels() {
+    let kernels = ["bench", "kernels", "--encoder", "nano", "--size", "64x64"];
+    let and = |more: &[&'static str]| kernels.iter().chain(more).copied().collect::<Vec<_>>();
+    let result = json(&succeeds(and(&["--list", "--json"])));
+    for part in ["inference", "training_step"] {
+        let rows = result[part].as_array().unwrap();
+        assert!(rows.len() > 20 && rows.iter().any(|row| row["operations"].as_u64() > Some(0)), "{part}");
+        // Without a device there are no times.
+        assert!(rows.iter().all(|row| positive(&row["count"]) >= 1.0 && row["milliseconds"].is_null()));
+    }
+    assert!(result["device"].is_null() && result["copy_bytes_per_second"].is_null());
+    let table = succeeds(and(&["--list"]));
+    assert!(table.contains("training step: ") && table.contains("layer_norm"), "{table}");
+    fails(1, &["--batch", "one size"], and(&["--list", "--batch", "1,2"]));
+    fails(2, &["--list", "--svg"], and(&["--list", "--svg", "x.svg"]));
+    fails(1, &["CUDA device", "--list"], and(&["--device", "cpu"]));
 }
 
 #[test]

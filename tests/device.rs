@@ -182,3 +182,27 @@ fn the_engine_launches_one_graph_and_survives_any_failure() {
         assert_eq!(failing.live_bytes(), live, "call {n} leaks");
     }
 }
+
+/// What a trace lists and what is computed are the same with the caches flushed before each launch.
+#[test]
+fn launches_are_timed_with_cold_caches() {
+    let flush = 1 << 20;
+    let emulator = Failing::new(Emulator::new(Options::default()));
+    let trace = Trace::cold(emulator.clone(), flush).unwrap();
+    let device = Device::Cuda(trace.clone());
+    let plain = Tensor::from_slice([1, 64, 8], &[1.0f32; 512]).unwrap();
+    let x = plain.to(&device).unwrap();
+    trace.take().unwrap();
+    let calls = emulator.calls();
+    let products = [(); 3].map(|()| amdanet::cuda::linear::forward(&x, &x, None, None).unwrap());
+    // An allocation, a fill of the flushed memory, and the product.
+    assert_eq!(emulator.calls() - calls, 3 * 3);
+    let entries = trace.take().unwrap();
+    let [entry] = &entries[..] else { panic!("{entries:?}") };
+    assert_eq!((entry.count, entry.milliseconds.len()), (3, 3));
+    assert!(entry.milliseconds.iter().all(|ms| *ms > 0.0), "{entries:?}");
+    assert!(products.iter().all(|p| p.to(&Device::Cpu).unwrap().f32() == [8.0; 64 * 64]));
+    assert!(emulator.live_bytes() >= flush);
+    drop((products, x, device, trace));
+    assert_eq!(emulator.live_bytes(), 0);
+}

@@ -16,38 +16,11 @@ import cv2
 import numpy as np
 import torch
 
-import amdanet_ref as ref
+from network import load
+from worker import read
 
 FUSED_MOST, LABELS_LEAST = 1, 0.999
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
-
-
-def load(path):
-    saved = torch.load(path, map_location="cpu", weights_only=True)
-    state = next((saved[k] for k in ("model", "state_dict") if k in saved), saved)
-    state = {name.removeprefix("module."): value for name, value in state.items()}
-    at = lambda name: state[name].shape[0]
-    dims = tuple(at(f"backbone.patch_embed{i}.proj.weight") for i in range(1, 5))
-    blocks = lambda i: len({n.split(".")[2] for n in state if n.startswith(f"backbone.block{i}.")})
-    config = ref.Config(
-        arch="release" if "backbone.LEs.0.gate.0.weight" in state else "paper",
-        num_classes=at("decode_head.linear_pred.weight"), dims=dims, depths=tuple(map(blocks, range(1, 5))),
-        heads=(1, 2, 4, 8) if dims[0] == 16 else (1, 2, 5, 8),
-        mlp_ratio=at("backbone.block1.0.mlp.fc1.weight") // dims[0], decoder_dim=at("decode_head.linear_fuse.0.weight"),
-        fusion_dim=at("aux_head.CNN_fuse.0.weight"))
-    model = ref.AMDANet(config)
-    model.load_state_dict(state)
-    return model.eval()
-
-
-def read(path):
-    """(1, 3, H, W) in [0, 1]: RGB, grey repeated, 16 bits by their full range."""
-    picture = cv2.imread(path, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
-    if picture is None:
-        sys.exit(f"{path}: cannot be read")
-    most = np.iinfo(picture.dtype).max
-    rgb = np.ascontiguousarray(picture[..., ::-1]).astype(np.float32) / np.float32(most)
-    return torch.from_numpy(rgb).permute(2, 0, 1)[None]
 
 
 def pictures(folder):
@@ -67,7 +40,7 @@ def main():
     failed = 0
     print(f"{'pair':<14} {'size':>9} {'kind':>5} {'fused: max':>10} {'pixels off':>10} {'labels equal':>13}")
     for name in (n for n in visible if n in infrared):
-        vi, ir = read(visible[name]), read(infrared[name])
+        vi, ir = (torch.from_numpy(read(files[name])) for files in (visible, infrared))
         with torch.no_grad():
             logits, image = model(vi, ir)
         want = (255 * image[0].permute(1, 2, 0)).round().to(torch.uint8).numpy()

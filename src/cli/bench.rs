@@ -1,51 +1,52 @@
-//! `amdanet bench`
+//! `amdanet bench`: what the measurements share. Each of them is one file.
+
+mod energy;
+mod kernels;
+mod model;
+mod roofline;
+mod train;
 
 use std::time::Instant;
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
+use serde_json::{Value, json};
 
-use super::{Machine, Network, Size, say, say_json};
-use crate::cuda::driver::Work;
-use crate::cuda::trace::{Entry, Trace};
+use super::{Machine, Network, Size, say};
 use crate::data::Batch;
-use crate::infer::{Engine, Pairs, Wanted};
 use crate::model::Amdanet;
 use crate::random::Philox;
-use crate::train::{Config, Recipe, Trainer};
-use crate::{DType, Device, Error, Precision, Result, Tensor, cuda, tensor};
+use crate::train::{Config, Recipe};
+use crate::{DType, Device, Error, Result, Tensor, tensor};
 
 #[derive(Subcommand)]
 pub enum Bench {
-    /// Latency of one forward pass
-    Model(ModelOptions),
+    /// Latency and throughput of fusing and labelling, memory and energy
+    Model(model::ModelOptions),
     /// Time of one training step: two predictions, losses, gradients, AdamW
-    Train(Options),
+    Train(train::TrainOptions),
     /// Each kernel of an inference and of a training step, with its bytes, operations and time on a CUDA device
-    Kernels(KernelOptions),
+    Kernels(kernels::KernelOptions),
     /// What each part of the network contributes: trains it without one after the other
     Ablation(super::ablation::Ablation),
 }
 
 #[derive(Args)]
-pub struct Options {
+struct Options {
     #[command(flatten)]
     network: Network,
     /// Height and width
     #[arg(long, default_value = "480x640")]
     size: Size,
-    /// Pairs at once
-    #[arg(long, default_value_t = 1)]
-    batch: usize,
+    /// Pairs at once; several numbers, as 1,2,4, are measured one after the other
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1")]
+    batch: Vec<usize>,
     /// Runs that are measured
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, value_name = "N", default_value_t = 5)]
     runs: usize,
     /// Runs before that
-    #[arg(long, default_value_t = 2)]
+    #[arg(long, value_name = "N", default_value_t = 2)]
     warmup: usize,
-    /// Training steps compute encoder blocks again in backward instead of keeping them
-    #[arg(long)]
-    recompute: bool,
     /// One JSON object on standard output
     #[arg(long)]
     json: bool,
@@ -53,51 +54,14 @@ pub struct Options {
     machine: Machine,
 }
 
-#[derive(Args)]
-pub struct ModelOptions {
-    /// Show the time of each step of the fused engine
-    #[arg(long)]
-    profile: bool,
-    #[command(flatten)]
-    options: Options,
-}
-
-#[derive(Args)]
-pub struct KernelOptions {
-    /// List the launches with their bytes and operations; needs no device
-    #[arg(long)]
-    list: bool,
-    #[command(flatten)]
-    options: Options,
-}
-
 /// The largest batch.
 const MOST_PAIRS: usize = 1024;
 
-#[derive(Serialize)]
-struct Spread {
-    median: f64,
-    min: f64,
-    max: f64,
-}
-
 impl Bench {
     pub fn run(self) -> Result<()> {
-        let options = match &self {
-            Self::Model(m) => &m.options,
-            Self::Train(o) => o,
-            Self::Kernels(k) => &k.options,
-            Self::Ablation(a) => return a.run(),
-        };
-        if !(1..=MOST_PAIRS).contains(&options.batch) || options.runs == 0 {
-            let (batch, runs) = (options.batch, options.runs);
-            return Err(Error::Config(format!(
-                "--batch {batch} --runs {runs}: a batch is 1 to {MOST_PAIRS} pairs, and at least 1 run is measured"
-            )));
-        }
-        match &self {
-            Self::Model(m) => options.model(m.profile),
-            Self::Train(_) => options.train(),
+        match self {
+            Self::Model(m) => m.run(),
+            Self::Train(t) => t.run(),
             Self::Kernels(k) => k.run(),
             Self::Ablation(a) => a.run(),
         }
@@ -105,13 +69,27 @@ impl Bench {
 }
 
 impl Options {
-    fn build(&self, device: &Device, dtype: DType) -> Result<(Amdanet, Config)> {
+    /// The sizes of batches, smallest first, so that the memory held so far is that of the last.
+    fn batches(&self) -> Result<Vec<usize>> {
+        if self.runs == 0 {
+            return Err(Error::Config("--runs 0: at least 1 run is measured".into()));
+        }
+        if let Some(wrong) = self.batch.iter().find(|batch| !(1..=MOST_PAIRS).contains(*batch)) {
+            return Err(Error::Config(format!("--batch {wrong}: a batch is 1 to {MOST_PAIRS} pairs")));
+        }
+        let mut batches = self.batch.clone();
+        batches.sort_unstable();
+        batches.dedup();
+        Ok(batches)
+    }
+
+    /// A network of random weights, and how it is trained on such batches.
+    fn build(&self, device: &Device, dtype: DType, batch: usize) -> Result<(Amdanet, Config)> {
         let Network { encoder, arch, classes } = self.network;
         let mut config = Config::new(None, Recipe::Release, encoder, arch, Some(classes));
         (config.augment.height, config.augment.width) = (self.size.height, self.size.width);
-        config.run.batch = self.batch;
+        config.run.batch = batch;
         config.run.steps = 1_000_000;
-        config.run.recompute = self.recompute;
         let mut model = Amdanet::new(config.model.clone())?;
         model.params.initialise(0);
         model.params.place(device, dtype)?;
@@ -119,8 +97,8 @@ impl Options {
     }
 
     /// Random pictures and labels.
-    fn batch(&self) -> Result<Batch> {
-        let (b, h, w) = (self.batch, self.size.height, self.size.width);
+    fn examples(&self, b: usize) -> Result<Batch> {
+        let (h, w) = (self.size.height, self.size.width);
         let mut stream = Philox::new(1, 0);
         let mut picture = || {
             let mut t = Tensor::scratch([1, b, h, w, 3]);
@@ -134,37 +112,8 @@ impl Options {
         Ok(Batch { visible, infrared, labels, valid })
     }
 
-    fn model(&self, profile: bool) -> Result<()> {
-        let device = self.machine.set_up()?;
-        let (model, _) = self.build(&Device::Cpu, DType::F32)?;
-        let gflop = model.costs(self.size.height, self.size.width).iter().map(|c| c.flop).sum::<u64>() as f64
-            * self.batch as f64
-            / 1e9;
-        let batch = self.batch()?;
-        let mut session = Engine::consume(model)?.to(&device, self.machine.precision.dtype())?.session();
-        let pairs = Pairs::new(&batch.visible, &batch.infrared)?;
-        let wanted = Wanted::default();
-        let spread = self.time(&device, || match profile {
-            true => session.run_timed(&pairs, wanted).map(drop),
-            false => session.run(&pairs, wanted).map(drop),
-        })?;
-        if profile && !self.json {
-            say(session.plan(&pairs, wanted)?);
-        }
-        self.report("latency_ms", &device, &spread, gflop)
-    }
-
-    fn train(&self) -> Result<()> {
-        let device = self.machine.set_up()?;
-        let (model, config) = self.build(&device, self.machine.precision.dtype())?;
-        let batch = self.batch()?.to(&device)?;
-        let mut trainer = Trainer::new(model, config);
-        let spread = self.time(&device, || trainer.step(&batch).map(drop))?;
-        self.report("step_ms", &device, &spread, 0.0)
-    }
-
-    /// Milliseconds of `f` and of what it leaves to do on `device`.
-    fn time(&self, device: &Device, mut f: impl FnMut() -> Result<()>) -> Result<Spread> {
+    /// Times `f` and what it leaves to do on `device`, and counts the energy.
+    fn measure(&self, device: &Device, batch: usize, mut f: impl FnMut() -> Result<()>) -> Result<Row> {
         let mut f = || {
             f()?;
             device.synchronise()
@@ -173,186 +122,116 @@ impl Options {
             f()?;
         }
         let mut times = Vec::with_capacity(self.runs);
-        for _ in 0..self.runs {
-            let start = Instant::now();
-            f()?;
-            times.push(start.elapsed().as_secs_f64() * 1e3);
+        let joules = energy::of(device, || {
+            for _ in 0..self.runs {
+                let start = Instant::now();
+                f()?;
+                times.push(start.elapsed().as_secs_f64() * 1e3);
+            }
+            Ok(())
+        })?;
+        let joules_per_pair = joules.map(|joules| joules / (self.runs * batch) as f64);
+        Ok(Row { batch, time: Spread::of(times), joules_per_pair })
+    }
+
+    /// How it was measured, and the memory that it took.
+    fn circumstances(&self, device: &Device) -> Value {
+        let device_peak = match device {
+            Device::Cpu => None,
+            Device::Cuda(driver) => driver.peak_bytes(),
+        };
+        json!({
+            "device": format!("{device:?}"), "precision": self.machine.precision_name(),
+            "threads": rayon::current_num_threads(), "runs": self.runs,
+            "peak_bytes": resident_peak(), "tensor_peak_bytes": tensor::peak_bytes(), "device_peak_bytes": device_peak,
+        })
+    }
+
+    /// One line for each row, then memory and energy.
+    fn table(&self, title: &str, device: &Device, rows: &[(String, &Row)]) {
+        let (precision, threads) = (self.machine.precision_name(), rayon::current_num_threads());
+        let runs = self.runs;
+        say(format!("{title}, {device:?}, {precision}, {threads} threads, {runs} runs; milliseconds:"));
+        let what = "";
+        say(format!(
+            "{what:<20} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9}",
+            "median", "quartile", "quartile", "min", "max", "pairs/s"
+        ));
+        for (name, row) in rows {
+            let Spread { median, q1, q3, min, max } = row.time;
+            let rate = row.pairs_per_second();
+            say(format!("{name:<20} {median:>9.2} {q1:>9.2} {q3:>9.2} {min:>9.2} {max:>9.2} {rate:>9.2}"));
         }
+        let gigabytes = |bytes: u64| format!("{:.2} GB", bytes as f64 / 1e9);
+        let (all, tensors) = (gigabytes(resident_peak()), gigabytes(tensor::peak_bytes() as u64));
+        let mut memory = format!("peak memory {all}, of which tensors {tensors}");
+        if let Device::Cuda(driver) = device {
+            memory +=
+                &driver.peak_bytes().map_or(String::new(), |b| format!("; on the device {}", gigabytes(b)));
+        }
+        say(memory);
+        let energies: Option<Vec<String>> =
+            rows.iter().map(|(name, row)| row.joules_per_pair.map(|j| format!("{name} {j:.3} J"))).collect();
+        say(match energies {
+            Some(energies) => format!("energy for a pair: {}", energies.join(", ")),
+            None => "energy: not available on this machine".into(),
+        });
+    }
+}
+
+/// What was measured with batches of one size.
+#[derive(Serialize)]
+struct Row {
+    batch: usize,
+    time: Spread,
+    /// None where no counter tells.
+    joules_per_pair: Option<f64>,
+}
+
+impl Row {
+    fn pairs_per_second(&self) -> f64 {
+        self.batch as f64 * 1e3 / self.time.median
+    }
+
+    /// With the times under the name `key`.
+    fn json(&self, key: &str) -> Value {
+        json!({
+            "batch": self.batch, key: self.time, "pairs_per_second": self.pairs_per_second(),
+            "joules_per_pair": self.joules_per_pair,
+        })
+    }
+}
+
+/// The distribution of times.
+#[derive(Clone, Copy, Serialize)]
+struct Spread {
+    median: f64,
+    q1: f64,
+    q3: f64,
+    min: f64,
+    max: f64,
+}
+
+impl Spread {
+    /// Of at least one number.
+    fn of(mut times: Vec<f64>) -> Self {
         times.sort_by(f64::total_cmp);
-        Ok(Spread { median: times[times.len() / 2], min: times[0], max: times[times.len() - 1] })
-    }
-
-    fn report(&self, key: &str, device: &Device, time: &Spread, gflop: f64) -> Result<()> {
-        let threads = rayon::current_num_threads();
-        let precision = format!("{:?}", self.machine.precision).to_lowercase();
-        let peak = resident_peak();
-        let size = format!("{}x{}", self.size.height, self.size.width);
-        if self.json {
-            return say_json(&serde_json::json!({
-                "encoder": self.network.encoder, "arch": self.network.arch, "classes": self.network.classes, "size": size,
-                "batch": self.batch, "device": format!("{device:?}"), "precision": precision, "threads": threads,
-                "runs": self.runs, key: time,
-                "peak_bytes": peak, "tensor_peak_bytes": tensor::peak_bytes(),
-            }));
-        }
-        say(format!(
-            "{} {} {size} batch {}, {device:?}, {precision}, {threads} threads: {:.1} ms (median of {}; {:.1} to {:.1}), {:.2} pairs/s",
-            self.network.encoder,
-            self.network.arch,
-            self.batch,
-            time.median,
-            self.runs,
-            time.min,
-            time.max,
-            self.batch as f64 * 1e3 / time.median
-        ));
-        if gflop > 0.0 {
-            say(format!("{gflop:.1} GFLOP as published, {:.0} GFLOP/s", gflop / time.median * 1e3));
-        }
-        say(format!(
-            "peak memory {:.2} GB, of which tensors {:.2} GB",
-            peak as f64 / 1e9,
-            tensor::peak_bytes() as f64 / 1e9
-        ));
-        Ok(())
-    }
-}
-
-impl KernelOptions {
-    fn run(&self) -> Result<()> {
-        let device = match self.list {
-            true => None,
-            false => match self.options.machine.set_up()? {
-                Device::Cuda(driver) => Some(driver),
-                Device::Cpu => {
-                    let what =
-                        "kernels are measured on a CUDA device (see `amdanet devices`); --list needs none";
-                    return Err(Error::Config(what.into()));
-                }
-            },
+        let last = times.len() - 1;
+        // Between the two nearest in rank.
+        let at = |share: f64| {
+            let (place, part) = ((share * last as f64) as usize, (share * last as f64).fract());
+            times[place] + part * (times[(place + 1).min(last)] - times[place])
         };
-        let trace = Trace::new(device.clone());
-        let place = Device::Cuda(trace.clone());
-        let ceilings =
-            device.as_ref().map(|_| Ceilings::measure(&place, self.options.machine.precision)).transpose()?;
-        if let (Some(c), Some(device)) = (&ceilings, &device) {
-            let (copy, product) = (c.copy / 1e9, c.product / 1e12);
-            say(format!("{}: copies {copy:.0} GB/s, products {product:.0} TFLOP/s", device.name()));
-        }
-        let mut json = serde_json::Map::new();
-        for training in [false, true] {
-            let mut step = self.step(training, &place)?;
-            // What is loaded and tuned at the first launch is not measured.
-            for _ in 0..if self.list { 0 } else { self.options.warmup } {
-                step()?;
-            }
-            trace.take()?;
-            step()?;
-            let entries = trace.take()?;
-            let title = if training { "training step" } else { "inference" };
-            if self.options.json {
-                json.insert(
-                    title.replace(' ', "_"),
-                    entries.iter().map(|e| row(e, ceilings.as_ref())).collect(),
-                );
-            } else {
-                table(title, &entries, ceilings.as_ref());
-            }
-        }
-        if self.options.json { say_json(&json) } else { Ok(()) }
-    }
-
-    /// A training step, or an inference by the fused engine, launch by launch.
-    fn step(&self, training: bool, place: &Device) -> Result<Box<dyn FnMut() -> Result<()>>> {
-        let (options, dtype) = (&self.options, self.options.machine.precision.dtype());
-        let batch = options.batch()?;
-        if training {
-            let (model, config) = options.build(place, dtype)?;
-            let (mut trainer, batch) = (Trainer::new(model, config), batch.to(place)?);
-            return Ok(Box::new(move || trainer.step(&batch).map(drop)));
-        }
-        let (model, _) = options.build(&Device::Cpu, DType::F32)?;
-        let mut session = Engine::consume(model)?.to(place, dtype)?.session();
-        Ok(Box::new(move || {
-            let pairs = Pairs::new(&batch.visible, &batch.infrared)?;
-            session.run_timed(&pairs, Wanted::default()).map(drop)
-        }))
+        Self { median: at(0.5), q1: at(0.25), q3: at(0.75), min: times[0], max: times[last] }
     }
 }
 
-/// What the device can do at best, measured in the same run.
-struct Ceilings {
-    /// Bytes a second of a large copy, read and written.
-    copy: f64,
-    /// Operations a second of a large matrix product.
-    product: f64,
-}
-
-impl Ceilings {
-    fn measure(place: &Device, precision: Precision) -> Result<Self> {
-        const BYTES: usize = 1 << 30;
-        const N: usize = 8192;
-        let Device::Cuda(driver) = place else { return Err(Error::Config("the CPU has no kernels".into())) };
-        let large = Tensor::zeros_on(place, [BYTES], DType::U8)?;
-        let a = Tensor::zeros_on(place, [1, N, N], precision.dtype())?;
-        let best = |run: &dyn Fn() -> Result<()>| -> Result<f64> {
-            let mut best = f64::INFINITY;
-            for _ in 0..10 {
-                let start = driver.mark()?;
-                run()?;
-                let end = driver.mark()?;
-                driver.synchronise()?;
-                best = best.min(f64::from(driver.between(start, end)?) * 1e-3);
-            }
-            Ok(best)
-        };
-        let copy = best(&|| large.clone().make_unique())?;
-        let product = best(&|| cuda::linear::forward(&a, &a, None, None).map(drop))?;
-        Ok(Self { copy: 2.0 * BYTES as f64 / copy, product: 2.0 * (N as f64).powi(3) / product })
+/// The members of two objects in one.
+fn merged(mut object: Value, more: Value) -> Value {
+    if let (Value::Object(object), Value::Object(more)) = (&mut object, more) {
+        object.extend(more);
     }
-
-    /// Seconds that `work` needs at least.
-    fn floor(&self, work: Work) -> f64 {
-        (work.bytes as f64 / self.copy).max(work.operations as f64 / self.product)
-    }
-}
-
-fn row(entry: &Entry, ceilings: Option<&Ceilings>) -> serde_json::Value {
-    let Entry { launch, work, count, milliseconds } = entry;
-    let mut row = serde_json::json!({
-        "launch": launch, "count": count, "bytes": work.bytes, "operations": work.operations,
-    });
-    if let (Some(ms), Some(ceilings)) = (milliseconds, ceilings) {
-        row["milliseconds"] = (*ms).into();
-        row["fraction_of_floor"] = (ceilings.floor(*work) * *count as f64 * 1e3 / ms).into();
-    }
-    row
-}
-
-/// One line for each distinct launch, in the order of the computation.
-fn table(title: &str, entries: &[Entry], ceilings: Option<&Ceilings>) {
-    let count: usize = entries.iter().map(|e| e.count).sum();
-    let total = |f: fn(&Work) -> u64| entries.iter().map(|e| f(&e.work) as f64 * e.count as f64).sum::<f64>();
-    say(format!(
-        "{title}: {count} launches, {:.2} GB, {:.1} GFLOP",
-        total(|w| w.bytes) / 1e9,
-        total(|w| w.operations) / 1e9
-    ));
-    for Entry { launch, work, count, milliseconds } in entries {
-        let (mb, gflop) = (work.bytes as f64 / 1e6, work.operations as f64 / 1e9);
-        let mut line = format!("{count:>5} x {mb:>10.3} MB {gflop:>9.3} GFLOP");
-        if let (Some(ms), Some(ceilings)) = (milliseconds, ceilings) {
-            let seconds = ms * 1e-3 / *count as f64;
-            line += &format!(
-                " {:>9.1} us {:>6.0} GB/s {:>6.1} TFLOP/s {:>3.0} %",
-                seconds * 1e6,
-                work.bytes as f64 / seconds / 1e9,
-                work.operations as f64 / seconds / 1e12,
-                100.0 * ceilings.floor(*work) / seconds
-            );
-        }
-        say(format!("{line}  {launch}"));
-    }
+    object
 }
 
 /// The most memory that the process has held, in bytes; 0 where the system does not tell.
@@ -361,4 +240,18 @@ pub fn resident_peak() -> u64 {
     let kilobytes =
         status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().split(' ').next()?.parse().ok());
     kilobytes.unwrap_or(0u64) * 1024
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Spread;
+
+    #[test]
+    fn quartiles() {
+        let Spread { median, q1, q3, min, max } = Spread::of(vec![5.0, 1.0, 2.0, 4.0, 3.0]);
+        assert_eq!([min, q1, median, q3, max], [1.0, 2.0, 3.0, 4.0, 5.0]);
+        let Spread { median, q1, q3, .. } = Spread::of(vec![4.0, 0.0]);
+        assert_eq!([q1, median, q3], [1.0, 2.0, 3.0]);
+        assert_eq!(Spread::of(vec![7.0]).q3, 7.0);
+    }
 }

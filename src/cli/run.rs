@@ -113,6 +113,6 @@ impl Run {
 }
 
 /// A picture as a tensor `(1, 1, H, W, 3)`.
-fn tensor(picture: &Picture) -> Result<Tensor> {
+pub(super) fn tensor(picture: &Picture) -> Result<Tensor> {
     Tensor::from_slice([1, 1, picture.height, picture.width, 3], &picture.rgb)
 }

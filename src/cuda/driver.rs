@@ -138,6 +138,16 @@ pub trait Driver: Send + Sync {
     /// Compute capability, major and minor: (9, 0) for Hopper.
     fn capability(&self) -> (u32, u32);
 
+    /// The most bytes of device memory that were reserved at once, where the device tells.
+    fn peak_bytes(&self) -> Option<u64> {
+        None
+    }
+
+    /// Joules that the device has used since some moment, where it tells.
+    fn joules(&self) -> Option<f64> {
+        None
+    }
+
     /// Reserves device memory, of arbitrary content; the address is a multiple of 256.
     ///
     /// # Errors

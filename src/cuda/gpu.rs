@@ -4,17 +4,19 @@
 //! them. `cudarc` panics where a library is missing; that is asked first.
 
 mod blas;
+mod nvml;
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::{CStr, CString, c_void};
 use std::fmt;
 use std::ptr::null_mut;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use cudarc::cublaslt::sys as cublaslt;
 use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute, CUresult};
 
 use self::blas::Blas;
+use self::nvml::Nvml;
 use super::driver::{Driver, Graph, Launch, Product};
 use super::kernels;
 use crate::{Error, Result};
@@ -190,6 +192,8 @@ struct Inner {
     blas: Mutex<Option<Blas>>,
     recording: Mutex<Option<Recording>>,
     marks: Mutex<Marks>,
+    /// Opened when energy is asked for, if it is there.
+    nvml: OnceLock<Option<Nvml>>,
 }
 
 // SAFETY: the driver's handles may be used by any thread whose current context is theirs, and every call begins by
@@ -270,6 +274,7 @@ impl Gpu {
             blas: Mutex::new(None),
             recording: Mutex::new(None),
             marks: Mutex::default(),
+            nvml: OnceLock::new(),
         };
         // From here on an error drops `inner`, which gives back what it has got so far.
         inner.create(&what)?;
@@ -338,6 +343,16 @@ impl Inner {
     fn enter(&self) -> Result<()> {
         // SAFETY: the context lives until `drop`.
         check(unsafe { sys::cuCtxSetCurrent(self.context) }, "entering the context")
+    }
+
+    /// The device's PCI address, as `0000:01:00.0`.
+    fn bus(&self) -> Option<CString> {
+        let mut text = [0; 32];
+        // SAFETY: the text is valid while it is written, and ends with a zero when the call succeeds.
+        unsafe {
+            let status = sys::cuDeviceGetPCIBusId(text.as_mut_ptr(), text.len() as i32, self.device);
+            (status == CUresult::CUDA_SUCCESS).then(|| CStr::from_ptr(text.as_ptr()).into())
+        }
     }
 
     fn reserve(&self, bytes: usize, stream: sys::CUstream) -> Result<u64> {
@@ -489,6 +504,18 @@ impl Driver for Gpu {
 
     fn capability(&self) -> (u32, u32) {
         self.0.info.capability
+    }
+
+    fn peak_bytes(&self) -> Option<u64> {
+        let mut bytes = 0u64;
+        let what = sys::CUmemPool_attribute_enum::CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH;
+        // SAFETY: the pool is the device's own, and the attribute is 64 bits that are valid while they are written.
+        let status = unsafe { sys::cuMemPoolGetAttribute(self.0.pool, what, (&raw mut bytes).cast()) };
+        (status == CUresult::CUDA_SUCCESS).then_some(bytes)
+    }
+
+    fn joules(&self) -> Option<f64> {
+        self.0.nvml.get_or_init(|| Nvml::open(&self.0.bus()?)).as_ref()?.joules()
     }
 
     fn allocate(&self, bytes: usize) -> Result<u64> {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::driver::{Driver, Graph, Launch, Product, Work};
+use super::driver::{Driver, Graph, Launch, Memory, Product, Work};
 use crate::{Error, Result};
 
 /// A launch, and how often it occurred with the same shape and work.
@@ -16,8 +16,8 @@ pub struct Entry {
     pub work: Work,
     /// How many.
     pub count: usize,
-    /// Milliseconds of all of them, where a device ran them.
-    pub milliseconds: Option<f64>,
+    /// Milliseconds of each, where a device ran them.
+    pub milliseconds: Vec<f64>,
 }
 
 struct Record {
@@ -31,6 +31,8 @@ struct Record {
 /// counted, and whatever is downloaded is zeros, so that a network's launches can be listed on any machine.
 pub struct Trace {
     device: Option<Arc<dyn Driver>>,
+    /// What is written before each launch, so that the launch finds nothing in the device's caches.
+    flush: Option<(Memory, usize)>,
     next_address: AtomicU64,
     /// Bytes in use, and the most that were in use at once.
     live: AtomicUsize,
@@ -41,8 +43,22 @@ pub struct Trace {
 impl Trace {
     /// Records what `device` is told to do; `None` for a list without a device.
     pub fn new(device: Option<Arc<dyn Driver>>) -> Arc<Self> {
+        Arc::new(Self::with(device, None))
+    }
+
+    /// Records what `device` is told to do, and writes `bytes` bytes of its memory before each launch: with more of
+    /// them than its caches hold, every launch reads from memory.
+    ///
+    /// # Errors
+    /// When there is not enough memory.
+    pub fn cold(device: Arc<dyn Driver>, bytes: usize) -> Result<Arc<Self>> {
+        let flush = Some((Memory::new(&device, bytes)?, bytes));
+        Ok(Arc::new(Self::with(Some(device), flush)))
+    }
+
+    fn with(device: Option<Arc<dyn Driver>>, flush: Option<(Memory, usize)>) -> Self {
         let (live, peak) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        Arc::new(Self { device, next_address: AtomicU64::new(256), live, peak, records: Mutex::default() })
+        Self { device, flush, next_address: AtomicU64::new(256), live, peak, records: Mutex::default() }
     }
 
     /// The most bytes that were allocated at once.
@@ -68,9 +84,9 @@ impl Trace {
             match entries.get_mut(place) {
                 Some(entry) => {
                     entry.count += 1;
-                    entry.milliseconds = entry.milliseconds.zip(time).map(|(a, b)| a + b);
+                    entry.milliseconds.extend(time);
                 }
-                None => entries.push(Entry { launch, work, count: 1, milliseconds: time }),
+                None => entries.push(Entry { launch, work, count: 1, milliseconds: Vec::from_iter(time) }),
             }
         }
         Ok(entries)
@@ -80,6 +96,10 @@ impl Trace {
     fn record(&self, launch: String, work: Work, run: impl FnOnce(&dyn Driver) -> Result<()>) -> Result<()> {
         let marks = match &self.device {
             Some(device) => {
+                if let Some((memory, bytes)) = &self.flush {
+                    // SAFETY: the memory is ours.
+                    unsafe { device.fill(memory.address(), 0, *bytes)? };
+                }
                 let start = device.mark()?;
                 run(&**device)?;
                 Some([start, device.mark()?])
