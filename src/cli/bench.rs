@@ -1,20 +1,21 @@
 //! `amdanet bench`
 
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
-use super::{Machine, Network, Size, say, say_json};
+use super::{Machine, Network, Size, say, say_json, weights};
 use crate::cuda::driver::Work;
 use crate::cuda::trace::{Entry, Trace};
 use crate::data::Batch;
 use crate::infer::{Engine, Pairs, Wanted};
-use crate::model::Amdanet;
+use crate::model::{Amdanet, ModelConfig};
 use crate::nn::Pass;
 use crate::random::Philox;
 use crate::train::{Config, Recipe, Trainer};
-use crate::{DType, Device, Error, Precision, Result, Tensor, cuda, tensor};
+use crate::{DType, Device, Error, Precision, Result, Tensor, checkpoint, cuda, tensor};
 
 #[derive(Subcommand)]
 pub enum Bench {
@@ -59,6 +60,9 @@ pub struct ModelOptions {
     /// Show the time of each step of the fused engine (CPU)
     #[arg(long)]
     profile: bool,
+    /// A checkpoint or a packed model instead of random weights
+    #[arg(long, conflicts_with_all = ["encoder", "arch", "classes"])]
+    weights: Option<PathBuf>,
     #[command(flatten)]
     options: Options,
 }
@@ -97,7 +101,7 @@ impl Bench {
             )));
         }
         match &self {
-            Self::Model(m) => options.model(m.profile),
+            Self::Model(m) => options.model(m.profile, m.weights.as_deref()),
             Self::Train(_) => options.train(),
             Self::Kernels(k) => k.run(),
             Self::Ablation(a) => a.run(),
@@ -135,42 +139,68 @@ impl Options {
         Ok(Batch { visible, infrared, labels, valid })
     }
 
-    fn model(&self, profile: bool) -> Result<()> {
+    fn model(&self, profile: bool, weights: Option<&Path>) -> Result<()> {
         let device = self.machine.set_up()?;
-        let (model, _) = self.build(&device)?;
+        let batch = self.batch()?.to(&device)?;
+        if let Some(path) = weights.filter(|path| checkpoint::is_packed(path)) {
+            let start = Instant::now();
+            let (engine, _) = weights::open(path, &device)?;
+            let opened = Some(("opened", start.elapsed().as_secs_f64()));
+            let spread = self.engine(&engine, &batch, profile)?;
+            return self.report("latency_ms", &device, engine.config(), &spread, 0.0, opened);
+        }
+        let model = match weights {
+            Some(path) => {
+                let mut model = checkpoint::load(path, None)?.model;
+                model.params.place(&device, self.machine.precision.dtype())?;
+                model
+            }
+            None => self.build(&device)?.0,
+        };
+        let config = model.config().clone();
         let gflop = model.costs(self.size.height, self.size.width).iter().map(|c| c.flop).sum::<u64>() as f64
             * self.batch as f64
             / 1e9;
-        let batch = self.batch()?.to(&device)?;
-        let spread = match device {
+        let (spread, packed) = match device {
             Device::Cpu => {
-                let mut session = Engine::consume(model)?.session();
-                let pairs = Pairs::new(&batch.visible, &batch.infrared)?;
-                let wanted = Wanted::default();
-                let spread = self.time(&device, || match profile {
-                    true => session.run_timed(&pairs, wanted).map(drop),
-                    false => session.run(&pairs, wanted).map(drop),
-                })?;
-                if profile && !self.json {
-                    say(session.plan(&pairs, wanted)?);
-                }
-                spread
+                let start = Instant::now();
+                let engine = Engine::consume(model)?;
+                let packed = start.elapsed().as_secs_f64();
+                (self.engine(&engine, &batch, profile)?, Some(("packed", packed)))
             }
-            Device::Cuda(_) => self.time(&device, || {
-                let mut pass = Pass::eval(&model.params);
-                model.forward(&mut pass, &batch.visible, &batch.infrared).map(drop)
-            })?,
+            Device::Cuda(_) => {
+                let spread = self.time(&device, || {
+                    let mut pass = Pass::eval(&model.params);
+                    model.forward(&mut pass, &batch.visible, &batch.infrared).map(drop)
+                })?;
+                (spread, None)
+            }
         };
-        self.report("latency_ms", &device, &spread, gflop)
+        self.report("latency_ms", &device, &config, &spread, gflop, packed)
+    }
+
+    fn engine(&self, engine: &Engine, batch: &Batch, profile: bool) -> Result<Spread> {
+        let mut session = engine.session();
+        let pairs = Pairs::new(&batch.visible, &batch.infrared)?;
+        let wanted = Wanted::default();
+        let spread = self.time(&Device::Cpu, || match profile {
+            true => session.run_timed(&pairs, wanted).map(drop),
+            false => session.run(&pairs, wanted).map(drop),
+        })?;
+        if profile && !self.json {
+            say(session.plan(&pairs, wanted)?);
+        }
+        Ok(spread)
     }
 
     fn train(&self) -> Result<()> {
         let device = self.machine.set_up()?;
         let (model, config) = self.build(&device)?;
         let batch = self.batch()?.to(&device)?;
+        let network = model.config().clone();
         let mut trainer = Trainer::new(model, config);
         let spread = self.time(&device, || trainer.step(&batch).map(drop))?;
-        self.report("step_ms", &device, &spread, 0.0)
+        self.report("step_ms", &device, &network, &spread, 0.0, None)
     }
 
     /// Milliseconds of `f` and of what it leaves to do on `device`.
@@ -192,23 +222,35 @@ impl Options {
         Ok(Spread { median: times[times.len() / 2], min: times[0], max: times[times.len() - 1] })
     }
 
-    fn report(&self, key: &str, device: &Device, time: &Spread, gflop: f64) -> Result<()> {
+    /// Says what was measured. `start` is what was done with the weights beforehand, and the seconds that it took.
+    fn report(
+        &self,
+        key: &str,
+        device: &Device,
+        network: &ModelConfig,
+        time: &Spread,
+        gflop: f64,
+        start: Option<(&str, f64)>,
+    ) -> Result<()> {
         let threads = rayon::current_num_threads();
         let precision = format!("{:?}", self.machine.precision).to_lowercase();
         let peak = resident_peak();
         let size = format!("{}x{}", self.size.height, self.size.width);
+        let (encoder, arch) = (network.encoder_name(), network.arch);
         if self.json {
-            return say_json(&serde_json::json!({
-                "encoder": self.network.encoder, "arch": self.network.arch, "classes": self.network.classes, "size": size,
+            let mut value = serde_json::json!({
+                "encoder": encoder, "arch": arch, "classes": network.classes, "size": size,
                 "batch": self.batch, "device": format!("{device:?}"), "precision": precision, "threads": threads,
                 "runs": self.runs, key: time,
                 "peak_bytes": peak, "tensor_peak_bytes": tensor::peak_bytes(),
-            }));
+            });
+            if let Some((what, seconds)) = start {
+                value[format!("{what}_s")] = seconds.into();
+            }
+            return say_json(&value);
         }
         say(format!(
-            "{} {} {size} batch {}, {device:?}, {precision}, {threads} threads: {:.1} ms (median of {}; {:.1} to {:.1}), {:.2} pairs/s",
-            self.network.encoder,
-            self.network.arch,
+            "{encoder} {arch} {size} batch {}, {device:?}, {precision}, {threads} threads: {:.1} ms (median of {}; {:.1} to {:.1}), {:.2} pairs/s",
             self.batch,
             time.median,
             self.runs,
@@ -216,6 +258,9 @@ impl Options {
             time.max,
             self.batch as f64 * 1e3 / time.median
         ));
+        if let Some((what, seconds)) = start {
+            say(format!("{what} in {seconds:.2} s"));
+        }
         if gflop > 0.0 {
             say(format!("{gflop:.1} GFLOP as published, {:.0} GFLOP/s", gflop / time.median * 1e3));
         }

@@ -14,6 +14,7 @@ mod synth;
 mod train;
 mod validation;
 mod verify;
+mod weights;
 
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;

@@ -39,9 +39,12 @@ pub struct Prediction {
 }
 
 /// A network that is ready to predict: on the CPU packed for the fused engine, whose plans and memory are kept.
-pub struct Predictor<'a> {
-    model: &'a Amdanet,
-    session: Option<Session>,
+pub struct Predictor<'a>(Compute<'a>);
+
+enum Compute<'a> {
+    /// The ordinary pass.
+    Model(&'a Amdanet),
+    Engine(Engine, Box<Session>),
 }
 
 impl<'a> Predictor<'a> {
@@ -50,9 +53,23 @@ impl<'a> Predictor<'a> {
     /// # Errors
     /// When a weight is missing.
     pub fn new(model: &'a Amdanet) -> Result<Self> {
-        let packed = *model.params.device() == Device::Cpu;
-        let session = packed.then(|| Engine::new(model)).transpose()?.map(|engine| engine.session());
-        Ok(Self { model, session })
+        match model.params.device() {
+            Device::Cpu => Ok(Self::packed(&Engine::new(model)?)),
+            Device::Cuda(_) => Ok(Self(Compute::Model(model))),
+        }
+    }
+
+    /// With a network that is packed already.
+    pub fn packed(engine: &Engine) -> Self {
+        Self(Compute::Engine(engine.clone(), Box::new(engine.session())))
+    }
+
+    /// Number of classes.
+    pub fn classes(&self) -> usize {
+        match &self.0 {
+            Compute::Model(model) => model.config().classes,
+            Compute::Engine(engine, _) => engine.classes(),
+        }
     }
 
     /// Fuses and labels one pair, pictures `(1, 1, H, W, 3)` in [0, 1] on the CPU: whole, in windows, mirrored too, or at
@@ -72,13 +89,17 @@ impl<'a> Predictor<'a> {
 
     /// One pass: logits where the network is, the picture in float32 on the CPU.
     fn pass(&mut self, visible: &Tensor, infrared: &Tensor) -> Result<(Tensor, Tensor)> {
-        let Some(session) = &mut self.session else {
-            let output = self.model.forward(&mut Pass::eval(&self.model.params), visible, infrared)?;
-            return Ok((output.logits.into_value(), on_cpu(output.image.value())?));
+        let classes = self.classes();
+        let session = match &mut self.0 {
+            Compute::Engine(_, session) => session,
+            Compute::Model(model) => {
+                let output = model.forward(&mut Pass::eval(&model.params), visible, infrared)?;
+                return Ok((output.logits.into_value(), on_cpu(output.image.value())?));
+            }
         };
         let wanted = Wanted { logits: true, image: true, ..Wanted::default() };
         let output = session.run(&Pairs::new(visible, infrared)?, wanted)?;
-        let logits = visible.shape().with_last(self.model.config().classes);
+        let logits = visible.shape().with_last(classes);
         let logits = Tensor::from_slice(logits, output.logits.unwrap_or_default())?;
         Ok((logits, Tensor::from_slice(visible.shape(), output.image.unwrap_or_default())?))
     }
@@ -157,13 +178,26 @@ pub fn evaluate(
     dataset: &Dataset,
     classes: &ClassSet,
     options: &Options,
+    each: impl FnMut(&Sample, &Prediction),
+) -> Result<Evaluation> {
+    evaluate_with(&mut Predictor::new(model)?, dataset, classes, options, each)
+}
+
+/// [`evaluate`] with a network that is ready.
+///
+/// # Errors
+/// As there.
+pub fn evaluate_with(
+    predictor: &mut Predictor,
+    dataset: &Dataset,
+    classes: &ClassSet,
+    options: &Options,
     mut each: impl FnMut(&Sample, &Prediction),
 ) -> Result<Evaluation> {
     options.modes.validate()?;
-    let n = model.config().classes;
+    let n = predictor.classes();
     let mut all = Counts::new(n);
     let mut parts = BTreeMap::new();
-    let mut predictor = Predictor::new(model)?;
     for index in 0..dataset.len() {
         let sample = dataset.sample(index)?;
         let at_sample = |e: Error| Error::Config(format!("sample {}: {e}", sample.name));

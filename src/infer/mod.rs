@@ -14,9 +14,11 @@ mod network;
 mod pack;
 mod plan;
 pub mod product;
+mod stored;
 mod vector;
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use arena::{Slice, at_least};
@@ -27,7 +29,8 @@ use plan::{Context, Scratch};
 pub use plan::{Plan, Step};
 use product::Instructions;
 
-use crate::model::{Amdanet, SMALLEST_SIDE};
+use crate::data::ClassSet;
+use crate::model::{Amdanet, ModelConfig, SMALLEST_SIDE};
 use crate::{Error, Result, Tensor, cpu};
 
 /// A packed network, shared by its sessions.
@@ -57,6 +60,29 @@ impl Engine {
     fn pack(source: Source) -> Result<Self> {
         let weights = Arc::new(cpu::on_pool(|| Weights::new(source))?);
         Ok(Self { weights, instructions: Instructions::best() })
+    }
+
+    /// Writes the packed network with the names and colours of its classes. The file is complete or not there.
+    ///
+    /// # Errors
+    /// When the disk refuses, or there are more or fewer classes.
+    pub fn save(&self, path: &Path, classes: &ClassSet) -> Result<()> {
+        stored::save(&self.weights, path, classes)
+    }
+
+    /// A packed network from a file that [`Engine::save`] made, and its classes. The file is mapped into memory: it must
+    /// stay as it is (to replace it, write another and rename it, as [`Engine::save`] does).
+    ///
+    /// # Errors
+    /// When the file cannot be read, is no packed model, was packed by another version, or is damaged or truncated.
+    pub fn open(path: &Path) -> Result<(Self, ClassSet)> {
+        let (weights, classes) = cpu::on_pool(|| stored::open(path))?;
+        Ok((Self { weights: Arc::new(weights), instructions: Instructions::best() }, classes))
+    }
+
+    /// The network's numbers.
+    pub fn config(&self) -> &ModelConfig {
+        &self.weights.config
     }
 
     /// The same network with other vector instructions.
@@ -103,7 +129,8 @@ impl Pixels<'_> {
         }
     }
 
-    fn copy_to(self, out: &mut [f32]) {
+    /// Writes all numbers to `out`, in [0, 1].
+    pub fn copy_to(self, out: &mut [f32]) {
         match self {
             Self::Floats(x) => out.copy_from_slice(x),
             Self::Bytes(x) => out.iter_mut().zip(x).for_each(|(out, &x)| *out = f32::from(x) / 255.0),

@@ -120,6 +120,16 @@ impl Packed {
         Self { k, n, panels, bias }
     }
 
+    /// From numbers that are packed already: ⌈n / 32⌉·k·32 of the panels, ⌈n / 32⌉·32 of the bias.
+    pub fn from_parts(k: usize, n: usize, panels: Tensor, bias: Option<Tensor>) -> Self {
+        Self { k, n, panels, bias }
+    }
+
+    /// The panels and the bias.
+    pub fn parts(&self) -> (&Tensor, Option<&Tensor>) {
+        (&self.panels, self.bias.as_ref())
+    }
+
     /// Rows.
     pub fn k(&self) -> usize {
         self.k
