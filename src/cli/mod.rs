@@ -10,6 +10,7 @@ mod explain;
 mod info;
 mod progress;
 mod run;
+mod stream;
 mod synth;
 mod train;
 mod validation;
@@ -45,6 +46,8 @@ enum Command {
     Eval(eval::Eval),
     /// Fuse and label pairs of pictures
     Run(run::Run),
+    /// Fuse raw frames from standard input as they come
+    Stream(stream::Stream),
     /// Show what a network looks at: Grad-CAM and the maps of its gates
     Explain(explain::Explain),
     /// Measure speed and memory
@@ -229,6 +232,7 @@ pub fn main() -> ExitCode {
         Command::Train(c) => c.run(),
         Command::Eval(c) => c.run(),
         Command::Run(c) => c.run(),
+        Command::Stream(c) => c.run(),
         Command::Explain(c) => c.run(),
         Command::Bench(c) => c.run(),
         Command::Verify(c) => c.run(),
