@@ -20,6 +20,7 @@ pub mod nn;
 pub mod ops;
 pub mod random;
 pub mod report;
+pub mod stream;
 pub mod tape;
 pub mod tensor;
 pub mod train;

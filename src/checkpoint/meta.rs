@@ -20,6 +20,9 @@ pub struct Meta {
 
 const FORMAT: &str = "amdanet";
 
+/// What the header of a packed model has instead, and the version of its arrays.
+const PACKED: (&str, &str) = ("amdanet-packed", "1");
+
 impl Meta {
     /// The version of the format that this program writes, and the latest that it reads.
     pub const FORMAT_VERSION: u32 = 1;
@@ -68,12 +71,49 @@ impl Meta {
         Ok(strings)
     }
 
+    /// The strings of a packed model.
+    pub(super) fn to_packed_strings(&self) -> Result<BTreeMap<String, String>, String> {
+        let mut strings = self.to_strings()?;
+        strings.insert("format".into(), PACKED.0.into());
+        strings.insert("packed_version".into(), PACKED.1.into());
+        Ok(strings)
+    }
+
+    /// Whether these are strings of a packed model.
+    pub(super) fn is_packed(strings: &BTreeMap<String, String>) -> bool {
+        strings.get("format").is_some_and(|format| format == PACKED.0)
+    }
+
+    /// Undoes [`Meta::to_packed_strings`]; `None` for another header.
+    pub(super) fn from_packed_strings(mut strings: BTreeMap<String, String>) -> Result<Option<Self>, String> {
+        if !Self::is_packed(&strings) {
+            return Ok(None);
+        }
+        match strings.remove("packed_version") {
+            Some(version) if version == PACKED.1 => {}
+            other => {
+                let other = shown(&other.unwrap_or_default());
+                return Err(format!(
+                    "was packed by another version of this program (\"{other}\", this one packs \"{}\")",
+                    PACKED.1
+                ));
+            }
+        }
+        strings.insert("format".into(), FORMAT.into());
+        Self::from_strings(strings)
+    }
+
     /// Undoes [`Meta::to_strings`]; `None` for a header that somebody else wrote.
     pub(super) fn from_strings(mut strings: BTreeMap<String, String>) -> Result<Option<Self>, String> {
         fn json<T: serde::de::DeserializeOwned>(key: &str, text: &str) -> Result<T, String> {
             serde_json::from_str(text).map_err(|e| {
                 format!("its metadata has a bad {key:?}: {}; save it again", shown(&e.to_string()))
             })
+        }
+        if Self::is_packed(&strings) {
+            return Err("is a packed model, which `run`, `stream`, `eval` and `bench model` take: give the checkpoint \
+                        that it was made from"
+                .into());
         }
         if strings.get("format").is_none_or(|f| f != FORMAT) {
             return Ok(None);

@@ -9,6 +9,7 @@ mod element;
 mod meta;
 mod names;
 mod network;
+mod packed;
 mod pickle;
 mod pth;
 mod safetensors;
@@ -21,6 +22,7 @@ use std::path::Path;
 pub use meta::Meta;
 pub use names::{Kind, detect, fit, kind};
 pub use network::{Loaded, convert, load, load_into, save};
+pub use packed::{PackedFile, is_packed, write_packed};
 
 use crate::{Error, Result};
 

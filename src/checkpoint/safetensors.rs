@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufReader, Read, Seek, SeekFrom, Write};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
@@ -18,9 +18,8 @@ use crate::{Error, Result};
 /// That of b5 has 0.25 MB.
 const MAX_HEADER: u64 = 16 << 20;
 
-pub(super) fn read(file: &File, len: u64) -> Result<(State, Option<Meta>), String> {
-    let cannot = |e: std::io::Error| format!("cannot be read: {e}");
-    let mut from = BufReader::new(file);
+/// The header and its bytes; the data begin right behind them, and are as long as the header says.
+pub(super) fn read_header(from: &mut impl Read, len: u64) -> Result<(Metadata, Vec<u8>), String> {
     let mut length = [0; 8];
     from.read_exact(&mut length).map_err(cannot)?;
     let header_len = u64::from_le_bytes(length);
@@ -33,20 +32,43 @@ pub(super) fn read(file: &File, len: u64) -> Result<(State, Option<Meta>), Strin
     from.read_exact(&mut header_bytes).map_err(cannot)?;
     let header: Metadata = serde_json::from_slice(&header_bytes)
         .map_err(|e| format!("has a bad safetensors header: {}", shown(&e.to_string())))?;
-    let start = 8 + header_len;
-    if (len - start) != header.data_len() as u64 {
+    let data_len = len - 8 - header_len;
+    if data_len != header.data_len() as u64 {
         return Err(format!(
-            "declares {} bytes of safetensors data and has {}: it is damaged or truncated",
+            "declares {} bytes of safetensors data and has {data_len}: it is damaged or truncated",
             header.data_len(),
-            len - start
         ));
     }
-    let strings = header.metadata().clone().unwrap_or_default();
-    let mut strings: BTreeMap<_, _> = strings.into_iter().collect();
-    strings.remove(CHECKSUM);
-    let meta = Meta::from_strings(strings)?;
+    Ok((header, header_bytes))
+}
+
+fn cannot(e: std::io::Error) -> String {
+    format!("cannot be read: {e}")
+}
+
+/// The strings of a header, without the checksum.
+pub(super) fn strings(header: &Metadata) -> BTreeMap<String, String> {
+    let strings = header.metadata().iter().flatten();
+    strings.filter(|(key, _)| *key != CHECKSUM).map(|(k, v)| (k.clone(), v.clone())).collect()
+}
+
+pub(super) fn read(file: &File, len: u64) -> Result<(State, Option<Meta>), String> {
+    let mut from = BufReader::new(file);
+    let (header, header_bytes) = read_header(&mut from, len)?;
+    let start = 8 + header_bytes.len() as u64;
+    let meta = Meta::from_strings(strings(&header))?;
     if meta.is_some() {
-        check(&mut from, header_bytes).map_err(cannot)??;
+        let mut data = BufReader::with_capacity(1 << 20, &mut from);
+        let sum = |mut sum: u32| loop {
+            let bytes = data.fill_buf().map_err(cannot)?;
+            if bytes.is_empty() {
+                return Ok(sum);
+            }
+            sum = crc32c::crc32c_append(sum, bytes);
+            let n = bytes.len();
+            data.consume(n);
+        };
+        check(header_bytes, sum)?;
     }
     let mut state = State::new();
     for name in header.offset_keys() {
@@ -92,25 +114,19 @@ fn checksum_of_header(header: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(&(header.len() as u64).to_le_bytes()), header)
 }
 
-/// Holds a file of this program against its checksum; `from` stands where the data begins. Files without one pass.
-fn check(from: &mut impl Read, mut header: Vec<u8>) -> std::io::Result<Result<(), String>> {
-    let Some(digits) = checksum_digits(&mut header) else { return Ok(Ok(())) };
+/// Holds a file of this program against its checksum, which `data` continues over the data; whether it has one.
+pub(super) fn check(
+    mut header: Vec<u8>,
+    data: impl FnOnce(u32) -> Result<u32, String>,
+) -> Result<bool, String> {
+    let Some(digits) = checksum_digits(&mut header) else { return Ok(false) };
     let said = std::mem::replace(digits, ZEROS);
-    let mut sum = checksum_of_header(&header);
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match from.read(&mut buffer)? {
-            0 => break,
-            n => sum = crc32c::crc32c_append(sum, &buffer[..n]),
-        }
+    let found = format!("{:08x}", data(checksum_of_header(&header))?);
+    if found.as_bytes() == said {
+        return Ok(true);
     }
-    let found = format!("{sum:08x}");
-    Ok(if found.as_bytes() == said {
-        Ok(())
-    } else {
-        let said = said.escape_ascii();
-        Err(format!("is damaged: its bytes have the checksum {found}, and it says {said}: take another copy"))
-    })
+    let said = said.escape_ascii();
+    Err(format!("is damaged: its bytes have the checksum {found}, and it says {said}: take another copy"))
 }
 
 #[derive(Serialize)]
@@ -121,39 +137,43 @@ struct Header<'a> {
     tensors: BTreeMap<&'a str, TensorInfo>,
 }
 
-pub(super) fn write(path: &Path, state: &State, meta: &Meta) -> Result<()> {
-    let mut metadata =
-        meta.to_strings().map_err(|what| Error::file(path, format!("cannot be written: {what}")))?;
+/// The length and the bytes of a header, as long as the first byte behind them is at a multiple of `alignment`, with the
+/// checksum, which `data` continues over the data.
+pub(super) fn header(
+    mut metadata: BTreeMap<String, String>,
+    tensors: BTreeMap<&str, TensorInfo>,
+    alignment: usize,
+    data: impl FnOnce(u32) -> u32,
+) -> Result<Vec<u8>, String> {
     metadata.insert(CHECKSUM.into(), String::from_utf8_lossy(&ZEROS).into());
+    let mut header = serde_json::to_vec(&Header { metadata, tensors }).map_err(|e| e.to_string())?;
+    // Readers that map the file into memory rely on aligned data.
+    header.resize((8 + header.len()).next_multiple_of(alignment) - 8, b' ');
+    let sum = data(checksum_of_header(&header));
+    if let Some(digits) = checksum_digits(&mut header) {
+        digits.copy_from_slice(format!("{sum:08x}").as_bytes());
+    }
+    Ok([&(header.len() as u64).to_le_bytes(), &header[..]].concat())
+}
+
+pub(super) fn write(path: &Path, state: &State, meta: &Meta) -> Result<()> {
+    let cannot = |what: String| Error::file(path, format!("cannot be written: {what}"));
+    let metadata = meta.to_strings().map_err(cannot)?;
     let mut tensors = BTreeMap::new();
     let mut end = 0;
     for (name, array) in state {
         if array.shape.iter().product::<usize>() != array.data.len() {
-            return Err(Error::file(
-                path,
-                format!(
-                    "cannot be written: tensor {name} has {} values for {:?}",
-                    array.data.len(),
-                    array.shape
-                ),
-            ));
+            let (values, shape) = (array.data.len(), &array.shape);
+            return Err(cannot(format!("tensor {name} has {values} values for {shape:?}")));
         }
         let start = end;
         end += size_of_val(array.data.as_slice());
         let info = TensorInfo { dtype: Dtype::F32, shape: array.shape.clone(), data_offsets: (start, end) };
         tensors.insert(name.as_str(), info);
     }
-    let mut header = serde_json::to_vec(&Header { metadata, tensors })
-        .map_err(|e| Error::file(path, format!("cannot be written: {e}")))?;
-    // Readers that map the file into memory rely on aligned data.
-    header.resize(header.len().next_multiple_of(8), b' ');
-    let sum =
-        pieces(state).fold(checksum_of_header(&header), |sum, piece| crc32c::crc32c_append(sum, &piece));
-    if let Some(digits) = checksum_digits(&mut header) {
-        digits.copy_from_slice(format!("{sum:08x}").as_bytes());
-    }
+    let sum = |sum| pieces(state).fold(sum, |sum, piece| crc32c::crc32c_append(sum, &piece));
+    let header = header(metadata, tensors, 8, sum).map_err(cannot)?;
     write_atomically(path, |to| {
-        to.write_all(&(header.len() as u64).to_le_bytes())?;
         to.write_all(&header)?;
         pieces(state).try_for_each(|piece| to.write_all(&piece))
     })

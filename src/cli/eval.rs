@@ -5,20 +5,20 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 
 use super::progress::Progress;
+use super::weights::Weights;
 use super::{Data, Machine, Size, say, say_json};
 use crate::data::{ClassSet, Split};
-use crate::evaluate::{Evaluation, Modality, Modes, Options, Window, evaluate};
+use crate::evaluate::{Evaluation, Modality, Modes, Options, Predictor, Window, evaluate_with};
 use crate::files::write_bytes;
 use crate::metrics::Scores;
-use crate::model::Amdanet;
+use crate::model::{Amdanet, ModelConfig};
 use crate::report::{Gallery, page, sha256};
-use crate::{Device, Error, Result, checkpoint};
+use crate::{Device, Error, Result};
 
 #[derive(Args)]
 pub struct Eval {
-    /// Checkpoint of any known kind
-    #[arg(long)]
-    weights: PathBuf,
+    #[command(flatten)]
+    weights: Weights,
     #[command(flatten)]
     data: Data,
     /// train, val or test
@@ -42,9 +42,6 @@ pub struct Eval {
     /// Stretch fused pictures to their minimum and maximum before scoring them, as the published scripts do
     #[arg(long)]
     stretch: bool,
-    /// ε of the batch norms, if the checkpoint does not say [default: 1e-5]
-    #[arg(long, value_name = "EPS")]
-    bn_eps: Option<f32>,
     /// Write a report for people: one HTML file that needs nothing else
     #[arg(long, value_name = "FILE.html")]
     report: Option<PathBuf>,
@@ -66,14 +63,13 @@ impl Eval {
         if let Some(path) = &self.report {
             make_room(path)?;
         }
-        let mut loaded = checkpoint::load(&self.weights, self.bn_eps)?;
-        loaded.model.params.place(&device, self.machine.precision.dtype())?;
-        let (model, classes) = (&loaded.model, &loaded.classes);
+        let (engine, classes) = self.weights.load(&device, self.machine.precision)?;
+        let mut predictor = Predictor::packed(engine.clone());
         let dataset = self.data.open(self.split)?.with_classes(classes.clone());
         let mut gallery = Gallery::new(SHOWN, &classes.palette);
         let mut shown = Ok(());
         let mut progress = Progress::new("pairs", dataset.len());
-        let result = evaluate(model, &dataset, classes, &options, |sample, predicted| {
+        let result = evaluate_with(&mut predictor, &dataset, &classes, &options, |sample, predicted| {
             if self.report.is_some() && shown.is_ok() {
                 shown = gallery.add(sample, predicted);
             }
@@ -87,7 +83,7 @@ impl Eval {
         }
         if let Some(path) = &self.report {
             shown?;
-            self.write(path, &device, model, classes, &result, &gallery)?;
+            self.write(path, &device, engine.config(), &classes, &result, &gallery)?;
         }
         Ok(())
     }
@@ -105,13 +101,13 @@ impl Eval {
         &self,
         path: &Path,
         device: &Device,
-        model: &Amdanet,
+        config: &ModelConfig,
         classes: &ClassSet,
         result: &Evaluation,
         gallery: &Gallery,
     ) -> Result<()> {
-        let config = model.config();
-        let (arch, encoder, parameters) = (config.arch, config.encoder_name(), model.params.count());
+        let (arch, encoder, weights) = (config.arch, config.encoder_name(), &self.weights.path);
+        let parameters = Amdanet::new(config.clone())?.params.count();
         let data = std::path::absolute(&self.data.root).unwrap_or_else(|_| self.data.root.clone());
         let name = data.file_name().map_or_else(|| data.to_string_lossy(), |name| name.to_string_lossy());
         let precision = self.machine.precision.to_possible_value();
@@ -120,8 +116,8 @@ impl Eval {
             ("model", format!("AMDANet, {arch} architecture, encoder {encoder}, {parameters} parameters")),
             ("classes", config.classes.to_string()),
             ("ε of the batch norms", config.bn_eps.to_string()),
-            ("weights", self.weights.display().to_string()),
-            ("SHA-256 of the weights", sha256(&self.weights)?),
+            ("weights", weights.display().to_string()),
+            ("SHA-256 of the weights", sha256(weights)?),
             ("data set", self.data.root.display().to_string()),
             ("split", format!("{}, {} pairs", self.split, result.pairs)),
             ("modes", result.options.modes.to_string()),

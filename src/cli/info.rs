@@ -5,12 +5,13 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{Network, Size, say, say_json};
+use crate::infer::Engine;
 use crate::model::{Amdanet, Arch, Cost, Encoder, ModelConfig};
 use crate::{Result, checkpoint};
 
 #[derive(Args)]
 pub struct Info {
-    /// A checkpoint; without one, a network of the given size
+    /// A checkpoint or a packed model; without one, a network of the given size
     #[arg(conflicts_with_all = ["encoder", "arch", "classes", "all"])]
     weights: Option<PathBuf>,
     /// Every size in both architectures, in one table
@@ -31,7 +32,12 @@ impl Info {
         if self.all {
             return self.every_size();
         }
+        let packed = self.weights.as_ref().is_some_and(|path| checkpoint::is_packed(path));
         let (model, classes) = match &self.weights {
+            Some(path) if packed => {
+                let (engine, classes) = Engine::open(path)?;
+                (Amdanet::new(engine.config().clone())?, classes.names)
+            }
             Some(path) => {
                 let loaded = checkpoint::load(path, None)?;
                 (loaded.model, loaded.classes.names)
@@ -55,7 +61,7 @@ impl Info {
                 })
                 .collect();
             return say_json(&serde_json::json!({
-                "arch": c.arch, "encoder": encoder, "classes": c.classes, "class_names": classes,
+                "arch": c.arch, "encoder": encoder, "classes": c.classes, "class_names": classes, "packed": packed,
                 "without": c.left_out(), "bn_eps": c.bn_eps, "size": size, "parameters": model.params.count(), "gflop": gflop(flop),
                 "modules": modules,
             }));
@@ -64,6 +70,11 @@ impl Info {
             [] => String::new(),
             parts => format!(", without {}", parts.join(", ")),
         };
+        if packed {
+            say(
+                "packed model for `run`, `stream`, `eval` and `bench model`; below, the network that it was made from",
+            );
+        }
         say(format!("AMDANet, {} architecture, encoder {encoder}, {} classes{without}", c.arch, c.classes));
         if !classes.is_empty() {
             say(format!("classes: {}", classes.join(", ")));

@@ -10,10 +10,12 @@ mod explain;
 mod info;
 mod progress;
 mod run;
+mod stream;
 mod synth;
 mod train;
 mod validation;
 mod verify;
+mod weights;
 
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
@@ -44,6 +46,8 @@ enum Command {
     Eval(eval::Eval),
     /// Fuse and label pairs of pictures
     Run(run::Run),
+    /// Fuse raw frames from standard input as they come
+    Stream(stream::Stream),
     /// Show what a network looks at: Grad-CAM and the maps of its gates
     Explain(explain::Explain),
     /// Measure speed and memory
@@ -228,6 +232,7 @@ pub fn main() -> ExitCode {
         Command::Train(c) => c.run(),
         Command::Eval(c) => c.run(),
         Command::Run(c) => c.run(),
+        Command::Stream(c) => c.run(),
         Command::Explain(c) => c.run(),
         Command::Bench(c) => c.run(),
         Command::Verify(c) => c.run(),

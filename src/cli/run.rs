@@ -5,17 +5,17 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use super::progress::Progress;
+use super::weights::Weights;
 use super::{Machine, say};
 use crate::data::{Limits, Pair, Picture, colorize, overlay, pairs, read_pair, write_gray, write_rgb};
-use crate::infer::{Engine, Pairs, Wanted};
+use crate::infer::{Pairs, Pixels, Wanted};
 use crate::model::SMALLEST_SIDE;
-use crate::{Error, Result, Tensor, checkpoint};
+use crate::{Error, Result};
 
 #[derive(Args)]
 pub struct Run {
-    /// Checkpoint of any known kind
-    #[arg(long)]
-    weights: PathBuf,
+    #[command(flatten)]
+    weights: Weights,
     /// A visible picture, or a folder of them
     #[arg(long)]
     visible: PathBuf,
@@ -31,9 +31,6 @@ pub struct Run {
     /// Largest picture that is read
     #[arg(long, default_value_t = Limits::default().max_pixels)]
     max_pixels: u64,
-    /// ε of the batch norms, if the checkpoint does not say [default: 1e-5]
-    #[arg(long, value_name = "EPS")]
-    bn_eps: Option<f32>,
     /// Show the steps that the fused engine takes for the first pair, with the time of each
     #[arg(long)]
     explain_plan: bool,
@@ -54,7 +51,7 @@ impl Run {
         let device = self.machine.set_up()?;
         let found = pairs(&self.visible, &self.infrared)?;
         std::fs::create_dir_all(&self.out).map_err(Error::io(&self.out, "create the folder"))?;
-        let loaded = checkpoint::load(&self.weights, self.bn_eps)?;
+        let (engine, classes) = self.weights.load(&device, self.machine.precision)?;
         let mut progress = Progress::new("pairs", found.pairs.len());
         for (files, other) in [(&found.unmatched_visible, "infrared"), (&found.unmatched_infrared, "visible")]
         {
@@ -64,7 +61,6 @@ impl Run {
             }
         }
         let limits = Limits { max_pixels: self.max_pixels };
-        let engine = Engine::consume(loaded.model)?.to(&device, self.machine.precision.dtype())?;
         let mut session = engine.session();
         for (index, pair) in found.pairs.iter().enumerate() {
             let (visible, infrared) = read_pair(pair, limits)?;
@@ -73,10 +69,9 @@ impl Run {
                 let what = format!("{w}x{h} pixels: the network needs at least {SMALLEST_SIDE} on each side");
                 return Err(Error::file(&pair.visible, what));
             }
-            let pictures = [tensor(&visible)?, tensor(&infrared)?];
-            let pictures = Pairs::new(&pictures[0], &pictures[1])?;
+            let pictures = one_pair(&visible, &infrared);
             let output = session.run(&pictures, Wanted::default())?;
-            self.save(pair, &visible, output.fused, output.labels, &loaded.classes.palette)?;
+            self.save(pair, &visible, output.fused, output.labels, &classes.palette)?;
             if self.explain_plan && index == 0 {
                 session.run_timed(&pictures, Wanted::default())?;
                 say(session.plan(&pictures, Wanted::default())?);
@@ -112,7 +107,9 @@ impl Run {
     }
 }
 
-/// A picture as a tensor `(1, 1, H, W, 3)`.
-pub(super) fn tensor(picture: &Picture) -> Result<Tensor> {
-    Tensor::from_slice([1, 1, picture.height, picture.width, 3], &picture.rgb)
+/// A batch of one pair of pictures of equal size.
+pub(super) fn one_pair<'a>(visible: &'a Picture, infrared: &'a Picture) -> Pairs<'a> {
+    let Picture { width, height, .. } = *visible;
+    let [visible, infrared] = [visible, infrared].map(|picture| Pixels::Floats(&picture.rgb));
+    Pairs { batch: 1, height, width, visible, infrared }
 }

@@ -39,8 +39,8 @@ pub struct Prediction {
 
 /// A network that is ready to predict: packed for the fused engine, on the device of the network.
 pub struct Predictor {
+    engine: Engine,
     session: Session,
-    classes: usize,
 }
 
 impl Predictor {
@@ -49,8 +49,17 @@ impl Predictor {
     /// # Errors
     /// When a weight is missing, or a device reports an error.
     pub fn new(model: &Amdanet) -> Result<Self> {
-        let engine = Engine::new(model)?.to(model.params.device(), model.params.compute())?;
-        Ok(Self { session: engine.session(), classes: engine.classes() })
+        Ok(Self::packed(Engine::new(model)?.to(model.params.device(), model.params.compute())?))
+    }
+
+    /// With a network that is packed already.
+    pub fn packed(engine: Engine) -> Self {
+        Self { session: engine.session(), engine }
+    }
+
+    /// Number of classes.
+    pub fn classes(&self) -> usize {
+        self.engine.config().classes
     }
 
     /// Fuses and labels one pair, pictures `(1, 1, H, W, 3)` in [0, 1] on the CPU: whole, in windows, mirrored too, or at
@@ -72,7 +81,7 @@ impl Predictor {
     fn pass(&mut self, visible: &Tensor, infrared: &Tensor) -> Result<(Tensor, Tensor)> {
         let wanted = Wanted { logits: true, image: true, ..Wanted::default() };
         let output = self.session.run(&Pairs::new(visible, infrared)?, wanted)?;
-        let logits = visible.shape().with_last(self.classes);
+        let logits = visible.shape().with_last(self.engine.config().classes);
         let logits = Tensor::from_slice(logits, output.logits.unwrap_or_default())?;
         Ok((logits, Tensor::from_slice(visible.shape(), output.image.unwrap_or_default())?))
     }
@@ -147,13 +156,26 @@ pub fn evaluate(
     dataset: &Dataset,
     classes: &ClassSet,
     options: &Options,
+    each: impl FnMut(&Sample, &Prediction),
+) -> Result<Evaluation> {
+    evaluate_with(&mut Predictor::new(model)?, dataset, classes, options, each)
+}
+
+/// [`evaluate`] with a network that is ready.
+///
+/// # Errors
+/// As there.
+pub fn evaluate_with(
+    predictor: &mut Predictor,
+    dataset: &Dataset,
+    classes: &ClassSet,
+    options: &Options,
     mut each: impl FnMut(&Sample, &Prediction),
 ) -> Result<Evaluation> {
     options.modes.validate()?;
-    let n = model.config().classes;
+    let n = predictor.classes();
     let mut all = Counts::new(n);
     let mut parts = BTreeMap::new();
-    let mut predictor = Predictor::new(model)?;
     for index in 0..dataset.len() {
         let sample = dataset.sample(index)?;
         let at_sample = |e: Error| Error::Config(format!("sample {}: {e}", sample.name));

@@ -184,7 +184,7 @@ fn windowed(
         return predictor.pass(visible, infrared);
     };
     let size = [window.height.min(h), window.width.min(w)];
-    let mut logits = Tensor::zeros([1, 1, h, w, predictor.classes]);
+    let mut logits = Tensor::zeros([1, 1, h, w, predictor.classes()]);
     let mut image = Tensor::zeros([1, 1, h, w, 3]);
     let mut counts = Tensor::zeros([1, 1, h, w, 1]);
     let one = Tensor::full([1, 1, size[0], size[1], 1], 1.0);

@@ -16,8 +16,10 @@ mod network;
 mod pack;
 mod plan;
 pub mod product;
+mod stored;
 mod vector;
 
+use std::path::Path;
 use std::sync::Arc;
 
 pub use network::Wanted;
@@ -25,6 +27,7 @@ use pack::{Source, Weights};
 pub use plan::{Plan, Step};
 use product::Instructions;
 
+use crate::data::ClassSet;
 use crate::model::{Amdanet, ModelConfig, SMALLEST_SIDE};
 use crate::{DType, Device, Error, Result, Tensor, cpu};
 
@@ -89,6 +92,35 @@ impl Engine {
         }
     }
 
+    /// Writes the packed network with the names and colours of its classes. The file is complete or not there.
+    ///
+    /// # Errors
+    /// When the disk refuses, there are more or fewer classes, or the engine is on a device.
+    pub fn save(&self, path: &Path, classes: &ClassSet) -> Result<()> {
+        match &self.packed {
+            Packed::Cpu(weights, _) => stored::save(weights, path, classes),
+            Packed::Device(_) => Err(Error::Config("an engine is saved before it goes to a device".into())),
+        }
+    }
+
+    /// A packed network from a file that [`Engine::save`] made, and its classes. The file is mapped into memory: it must
+    /// stay as it is (to replace it, write another and rename it, as [`Engine::save`] does).
+    ///
+    /// # Errors
+    /// When the file cannot be read, is no packed model, was packed by another version, or is damaged or truncated.
+    pub fn open(path: &Path) -> Result<(Self, ClassSet)> {
+        let (weights, classes) = cpu::on_pool(|| stored::open(path))?;
+        Ok((Self { packed: Packed::Cpu(Arc::new(weights), Instructions::best()) }, classes))
+    }
+
+    /// The network's numbers.
+    pub fn config(&self) -> &ModelConfig {
+        match &self.packed {
+            Packed::Cpu(weights, _) => &weights.config,
+            Packed::Device(packed) => packed.config(),
+        }
+    }
+
     /// The same network with other vector instructions.
     ///
     /// # Errors
@@ -107,10 +139,7 @@ impl Engine {
 
     /// Number of classes.
     pub fn classes(&self) -> usize {
-        match &self.packed {
-            Packed::Cpu(weights, _) => weights.config.classes,
-            Packed::Device(packed) => packed.classes(),
-        }
+        self.config().classes
     }
 
     /// Memory and plans for one caller at a time.
@@ -141,7 +170,8 @@ impl Pixels<'_> {
         }
     }
 
-    fn copy_to(self, out: &mut [f32]) {
+    /// Writes all numbers to `out`, in [0, 1].
+    pub fn copy_to(self, out: &mut [f32]) {
         match self {
             Self::Floats(x) => out.copy_from_slice(x),
             Self::Bytes(x) => out.iter_mut().zip(x).for_each(|(out, &x)| *out = f32::from(x) / 255.0),

@@ -14,6 +14,9 @@ use crate::Tensor;
 /// Columns of a panel.
 pub const PANEL: usize = 32;
 
+/// Rows of a panel that are filled together.
+const TURNED: usize = 16;
+
 /// Rows of the tallest tile.
 pub const TILE: usize = 12;
 
@@ -104,11 +107,17 @@ impl Packed {
     /// From a weight (n, k), as layers have it; `bias` has n numbers.
     pub fn new(weight: &[f32], k: usize, n: usize, bias: Option<&[f32]>) -> Self {
         let count = n.div_ceil(PANEL);
-        let mut panels = Tensor::zeros([count * k * PANEL]);
+        let mut panels = Tensor::scratch([count * k * PANEL]);
         panels.f32_mut().par_chunks_exact_mut(k * PANEL).enumerate().for_each(|(p, panel)| {
-            for (j, row) in weight.chunks_exact(k).skip(p * PANEL).take(PANEL).enumerate() {
-                for (i, &v) in row.iter().enumerate() {
-                    panel[i * PANEL + j] = v;
+            if (p + 1) * PANEL > n {
+                panel.fill(0.0);
+            }
+            // Lines of the panel are finished while they are in the cache.
+            for (block, lines) in panel.chunks_mut(TURNED * PANEL).enumerate() {
+                for (j, row) in weight.chunks_exact(k).skip(p * PANEL).take(PANEL).enumerate() {
+                    for (line, &v) in lines.chunks_exact_mut(PANEL).zip(&row[block * TURNED..]) {
+                        line[j] = v;
+                    }
                 }
             }
         });
@@ -118,6 +127,16 @@ impl Packed {
             padded
         });
         Self { k, n, panels, bias }
+    }
+
+    /// From numbers that are packed already: ⌈n / 32⌉·k·32 of the panels, ⌈n / 32⌉·32 of the bias.
+    pub fn from_parts(k: usize, n: usize, panels: Tensor, bias: Option<Tensor>) -> Self {
+        Self { k, n, panels, bias }
+    }
+
+    /// The panels and the bias.
+    pub fn parts(&self) -> (&Tensor, Option<&Tensor>) {
+        (&self.panels, self.bias.as_ref())
     }
 
     /// Rows.

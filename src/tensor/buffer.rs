@@ -6,9 +6,10 @@
 //! released.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::sync::{Mutex, PoisonError};
 
-use memmap2::MmapMut;
+use memmap2::{MmapMut, MmapOptions};
 
 use super::Element;
 
@@ -23,10 +24,11 @@ const SMALLEST_POOLED: usize = 256;
 /// to 32 MiB in its heap, where holes that nothing fits into make a training half as large again as its tensors.
 const SMALLEST_MAPPED: usize = 2048;
 
-/// Lines of memory, from the allocator or from the system.
+/// Lines of memory, from the allocator or from the system, or the content of a file.
 enum Lines {
     Heap(Box<[Line]>),
     Mapped(MmapMut),
+    File(MmapMut),
 }
 
 impl Lines {
@@ -42,21 +44,21 @@ impl Lines {
     fn len(&self) -> usize {
         match self {
             Self::Heap(lines) => lines.len(),
-            Self::Mapped(bytes) => bytes.len() / size_of::<Line>(),
+            Self::Mapped(bytes) | Self::File(bytes) => bytes.len() / size_of::<Line>(),
         }
     }
 
     fn as_slice<T: Element>(&self) -> &[T] {
         match self {
             Self::Heap(lines) => bytemuck::cast_slice(lines),
-            Self::Mapped(bytes) => bytemuck::cast_slice(bytes),
+            Self::Mapped(bytes) | Self::File(bytes) => bytemuck::cast_slice(bytes),
         }
     }
 
     fn as_mut_slice<T: Element>(&mut self) -> &mut [T] {
         match self {
             Self::Heap(lines) => bytemuck::cast_slice_mut(lines),
-            Self::Mapped(bytes) => bytemuck::cast_slice_mut(bytes),
+            Self::Mapped(bytes) | Self::File(bytes) => bytemuck::cast_slice_mut(bytes),
         }
     }
 }
@@ -149,6 +151,25 @@ impl Buffer {
         Self { lines: recycled.unwrap_or_else(|| Lines::zeroed(lines)) }
     }
 
+    /// The content of a file, whose length is a multiple of 64 bytes: read when it is first looked at, and shared with
+    /// every process that looks at it. What is written to the buffer stays in this process.
+    ///
+    /// The file must stay as it is for as long as the buffer lives. A program that replaces it by renaming another file
+    /// to its name leaves it as it is; one that cuts it short makes the system end this process.
+    ///
+    /// # Errors
+    /// When the system refuses, or the length is another.
+    pub fn map(file: &File) -> std::io::Result<Self> {
+        // SAFETY: any bytes are valid elements, and the mapping is private: nothing is written to the file. That
+        // nobody else changes the file is asked of the caller; this program replaces files by renaming.
+        let bytes = unsafe { MmapOptions::new().no_reserve_swap().map_copy(file)? };
+        if !bytes.len().is_multiple_of(size_of::<Line>()) {
+            let what = format!("{} bytes are no multiple of {}", bytes.len(), size_of::<Line>());
+            return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, what));
+        }
+        Ok(Self { lines: Lines::File(bytes) })
+    }
+
     /// The whole buffer as elements of `T`.
     pub fn as_slice<T: Element>(&self) -> &[T] {
         self.lines.as_slice()
@@ -163,6 +184,9 @@ impl Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         let lines = std::mem::take(&mut self.lines);
+        if matches!(lines, Lines::File(_)) {
+            return;
+        }
         let mut pool = lock();
         pool.live -= lines.len();
         if lines.len() >= SMALLEST_POOLED

@@ -8,6 +8,7 @@ mod device;
 mod dtype;
 mod shape;
 
+use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -115,6 +116,17 @@ impl Tensor {
         let mut t = Self::scratch_of(shape, T::DTYPE);
         t.as_mut_slice().copy_from_slice(data);
         Ok(t)
+    }
+
+    /// The bytes of a file as a float32 tensor of one axis, without copying them: see [`Buffer::map`]. Numbers are in this
+    /// machine's order of bytes.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn map(file: &File) -> std::io::Result<Self> {
+        let buffer = Buffer::map(file)?;
+        let shape = [buffer.as_slice::<f32>().len()].into();
+        Ok(Self { shape, dtype: DType::F32, storage: Arc::new(Storage::Host(buffer)), start: 0 })
     }
 
     /// A float32 tensor of one element and shape `(1)`.

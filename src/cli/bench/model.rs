@@ -1,11 +1,12 @@
 //! `amdanet bench model`
 
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::super::run::tensor;
+use super::super::run::one_pair;
 use super::super::{say, say_json};
 use super::{Options, Row, merged};
 use crate::data::{Limits, Pair, Picture, read_pair, synth, write_gray, write_rgb};
@@ -15,7 +16,7 @@ use crate::{DType, Device, Error, Result, Tensor, checkpoint};
 
 #[derive(Args)]
 pub struct ModelOptions {
-    /// A checkpoint of any known kind instead of random weights
+    /// A checkpoint or a packed model instead of random weights
     #[arg(long, conflicts_with_all = ["encoder", "arch", "classes"])]
     weights: Option<PathBuf>,
     /// A visible picture instead of a drawn one
@@ -42,12 +43,26 @@ impl ModelOptions {
         let folder = tempfile::tempdir().map_err(Error::io(&std::env::temp_dir(), "create a folder"))?;
         let files = self.files(folder.path())?;
         let (visible, infrared) = read_pair(&files, Limits::default())?;
-        let model = self.model()?;
-        let config = model.config().clone();
         let (height, width) = (visible.height, visible.width);
-        let gflop = model.costs(height, width).iter().map(|c| c.flop).sum::<u64>() as f64 / 1e9;
-        let engine = Engine::consume(model)?.to(&device, options.machine.precision.dtype())?;
-        let mut session = engine.session();
+        let gflop_of =
+            |model: &Amdanet| model.costs(height, width).iter().map(|c| c.flop).sum::<u64>() as f64 / 1e9;
+        let is_packed = self.weights.as_ref().is_some_and(|path| checkpoint::is_packed(path));
+        let (engine, seconds, gflop) = match &self.weights {
+            Some(path) if is_packed => {
+                let start = Instant::now();
+                let (engine, _) = Engine::open(path)?;
+                let seconds = start.elapsed().as_secs_f64();
+                let gflop = gflop_of(&Amdanet::new(engine.config().clone())?);
+                (engine, seconds, gflop)
+            }
+            _ => {
+                let model = self.model()?;
+                let (gflop, start) = (gflop_of(&model), Instant::now());
+                (Engine::consume(model)?, start.elapsed().as_secs_f64(), gflop)
+            }
+        };
+        let engine = engine.to(&device, options.machine.precision.dtype())?;
+        let (config, mut session) = (engine.config(), engine.session());
 
         let mut rows = Vec::new();
         for batch in batches {
@@ -69,7 +84,7 @@ impl ModelOptions {
             let list: Vec<Value> = rows.iter().map(|row| row.json("latency_ms")).collect();
             let network = json!({
                 "encoder": config.encoder_name(), "arch": config.arch, "classes": config.classes, "size": size,
-                "gflop": gflop, "end_to_end_ms": end_to_end.map(|row| row.time), "batches": list,
+                "gflop": gflop, "packing_seconds": (!is_packed).then_some(seconds), "end_to_end_ms": end_to_end.map(|row| row.time), "batches": list,
             });
             return say_json(&merged(merged(list[0].clone(), network), options.circumstances(&device)));
         }
@@ -80,6 +95,7 @@ impl ModelOptions {
         options.table(&title, &device, &lines);
         let rate = gflop * rows[0].pairs_per_second();
         say(format!("{gflop:.1} GFLOP a pair as published, {rate:.0} GFLOP/s"));
+        say(format!("{} in {seconds:.2} s", if is_packed { "opened" } else { "packed" }));
         Ok(())
     }
 
@@ -112,8 +128,7 @@ fn repeated(picture: &Picture, batch: usize) -> Result<Tensor> {
 fn from_files_to_files(session: &mut Session, files: &Pair, folder: &Path) -> Result<()> {
     let (visible, infrared) = read_pair(files, Limits::default())?;
     let (width, height) = (visible.width, visible.height);
-    let pictures = [tensor(&visible)?, tensor(&infrared)?];
-    let output = session.run(&Pairs::new(&pictures[0], &pictures[1])?, Wanted::default())?;
+    let output = session.run(&one_pair(&visible, &infrared), Wanted::default())?;
     write_rgb(&folder.join("fused.png"), width, height, output.fused)?;
     write_gray(&folder.join("labels.png"), width, height, output.labels)
 }

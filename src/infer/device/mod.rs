@@ -18,6 +18,7 @@ use super::pack;
 use super::plan::Plan;
 use super::{Output, Pairs, Pixels, Wanted};
 use crate::cuda::driver::Driver;
+use crate::model::ModelConfig;
 use crate::{DType, Device, Error, Result, Shape, Tensor};
 
 /// Shapes whose graphs a session keeps: each has an arena of its own.
@@ -42,9 +43,9 @@ impl Packed {
         Ok(Self { weights, recorder, busy: Mutex::new(()) })
     }
 
-    /// Number of classes.
-    pub fn classes(&self) -> usize {
-        self.weights.config.classes
+    /// The network's numbers.
+    pub fn config(&self) -> &ModelConfig {
+        &self.weights.config
     }
 }
 
