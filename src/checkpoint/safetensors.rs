@@ -3,7 +3,6 @@
 //! metadata in the order of a hash map.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
@@ -11,14 +10,14 @@ use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde::Serialize;
 
 use super::element::{self, Element};
-use super::{Array, Meta, State, names, shown};
+use super::{Array, Meta, Source, State, names, shown};
 use crate::files::write_atomically;
 use crate::{Error, Result};
 
 /// That of b5 has 0.25 MB.
 const MAX_HEADER: u64 = 16 << 20;
 
-pub(super) fn read(file: &File, len: u64) -> Result<(State, Option<Meta>), String> {
+pub(super) fn read(file: &mut dyn Source, len: u64) -> Result<(State, Option<Meta>), String> {
     let cannot = |e: std::io::Error| format!("cannot be read: {e}");
     let mut from = BufReader::new(file);
     let mut length = [0; 8];

@@ -17,6 +17,7 @@ pub mod product;
 mod vector;
 
 use std::collections::HashMap;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use arena::{Slice, at_least};
@@ -24,7 +25,7 @@ use network::Network;
 pub use network::Wanted;
 use pack::{Source, Weights};
 use plan::{Context, Scratch};
-pub use plan::{Plan, Step};
+pub use plan::{Plan, Step, Watch};
 use product::Instructions;
 
 use crate::model::{Amdanet, SMALLEST_SIDE};
@@ -170,7 +171,7 @@ impl Session {
     /// # Errors
     /// When a side is below 32, the batch is empty, or a picture has another number of pixels.
     pub fn run(&mut self, pairs: &Pairs, wanted: Wanted) -> Result<Output<'_>> {
-        self.compute(pairs, wanted, false)
+        self.compute(pairs, wanted, None).map(Self::whole)
     }
 
     /// As [`Session::run`], and notes the time of each step in the plan.
@@ -178,7 +179,25 @@ impl Session {
     /// # Errors
     /// As [`Session::run`].
     pub fn run_timed(&mut self, pairs: &Pairs, wanted: Wanted) -> Result<Output<'_>> {
-        self.compute(pairs, wanted, true)
+        self.run_watched(pairs, wanted, &mut |_, _, _| ControlFlow::Continue(())).map(Self::whole)
+    }
+
+    /// As [`Session::run_timed`], and `watch` is told of each step. Nothing comes of a run that it stops.
+    ///
+    /// # Errors
+    /// As [`Session::run`].
+    pub fn run_watched(
+        &mut self,
+        pairs: &Pairs,
+        wanted: Wanted,
+        watch: Watch,
+    ) -> Result<Option<Output<'_>>> {
+        self.compute(pairs, wanted, Some(watch))
+    }
+
+    fn whole(output: Option<Output<'_>>) -> Output<'_> {
+        let Some(output) = output else { unreachable!("nobody stopped the run") };
+        output
     }
 
     /// The plan for pictures of this size, for reading.
@@ -202,7 +221,12 @@ impl Session {
         Ok(self.networks.entry((batch, height, width, wanted)).or_insert_with(make))
     }
 
-    fn compute(&mut self, pairs: &Pairs, wanted: Wanted, timed: bool) -> Result<Output<'_>> {
+    fn compute(
+        &mut self,
+        pairs: &Pairs,
+        wanted: Wanted,
+        watch: Option<Watch>,
+    ) -> Result<Option<Output<'_>>> {
         let Pairs { batch, height, width, visible, infrared } = *pairs;
         self.network(pairs, wanted)?;
         let Self { engine, networks, memory, scratch } = self;
@@ -220,23 +244,26 @@ impl Session {
         }
         at_least(memory, network.plan.len);
         let memory = memory.f32_mut();
-        cpu::on_pool(|| {
+        let whole = cpu::on_pool(|| {
             scratch.reserve(network.plan.scratch);
             for (i, picture) in [visible, infrared].into_iter().enumerate() {
                 picture.copy_to(&mut memory[network.plan.range(network.pictures.part(i, 2))]);
             }
-            network.plan.run(&Context::new(engine.instructions, scratch), memory, timed);
+            network.plan.run(&Context::new(engine.instructions, scratch), memory, watch)
         });
+        if !whole {
+            return Ok(None);
+        }
         let memory = &*memory;
         let floats = |slice: Slice| &memory[network.plan.range(slice)];
         let bytes = |slice: Slice| -> &[u8] { bytemuck::cast_slice(floats(slice)) };
         let [image, logits, probabilities] = network.extra.map(|slice| slice.map(floats));
-        Ok(Output {
+        Ok(Some(Output {
             labels: &bytes(network.labels)[..pixels],
             fused: &bytes(network.fused)[..3 * pixels],
             image,
             logits,
             probabilities,
-        })
+        }))
     }
 }

@@ -1,6 +1,7 @@
 //! What is computed for one shape of input, in order: steps with their buffers, bytes and operations.
 
 use std::fmt;
+use std::ops::ControlFlow;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
@@ -100,6 +101,9 @@ pub struct Step {
     run: Run,
 }
 
+/// Is told of each step that was computed, with its seconds and the number of all steps; can stop the run.
+pub type Watch<'a> = &'a mut (dyn FnMut(&Step, f64, usize) -> ControlFlow<()> + Send);
+
 /// The steps for one shape, and where their buffers are.
 pub struct Plan {
     /// In order.
@@ -112,16 +116,22 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Computes every step; with `timed`, notes how long each takes.
-    pub fn run(&mut self, context: &Context, memory: &mut [f32], timed: bool) {
+    /// Computes every step; with `watch`, notes how long each takes. Returns whether it came to the end.
+    pub fn run(&mut self, context: &Context, memory: &mut [f32], mut watch: Option<Watch>) -> bool {
         let mut arena = Arena { memory, starts: &self.starts };
+        let total = self.steps.len();
         for step in &mut self.steps {
-            let start = timed.then(Instant::now);
+            let start = watch.is_some().then(Instant::now);
             (step.run)(context, &mut arena);
-            if let Some(start) = start {
-                step.seconds = step.seconds.min(start.elapsed().as_secs_f64());
+            if let (Some(start), Some(watch)) = (start, &mut watch) {
+                let seconds = start.elapsed().as_secs_f64();
+                step.seconds = step.seconds.min(seconds);
+                if watch(step, seconds, total).is_break() {
+                    return false;
+                }
             }
         }
+        true
     }
 
     /// Where a buffer is in the arena.
