@@ -12,6 +12,7 @@ pub mod data;
 mod error;
 pub mod evaluate;
 pub mod explain;
+pub mod ffi;
 pub mod files;
 pub mod infer;
 pub mod metrics;

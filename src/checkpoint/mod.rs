@@ -21,7 +21,7 @@ use std::path::Path;
 
 pub use meta::Meta;
 pub use names::{Kind, detect, fit, kind};
-pub use network::{Loaded, convert, load, load_into, save};
+pub use network::{Loaded, convert, load, load_bytes, load_into, save};
 pub use packed::{PackedFile, is_packed, write_packed};
 
 use crate::{Error, Result};
@@ -51,20 +51,30 @@ pub fn read(path: impl AsRef<Path>) -> Result<(State, Option<Meta>)> {
     let path = path.as_ref();
     let mut file = File::open(path).map_err(Error::io(path, "open"))?;
     let len = file.metadata().map_err(Error::io(path, "read"))?.len();
+    read_from(path, &mut file, len)
+}
+
+/// What a checkpoint is read from.
+trait Source: Read + Seek {}
+
+impl<T: Read + Seek> Source for T {}
+
+/// [`read`] from `len` bytes that are in a file or in memory; `path` is what errors call them.
+fn read_from(path: &Path, file: &mut dyn Source, len: u64) -> Result<(State, Option<Meta>)> {
     let mut head = Vec::new();
-    file.by_ref().take(16).read_to_end(&mut head).map_err(Error::io(path, "read"))?;
+    (&mut *file).take(16).read_to_end(&mut head).map_err(Error::io(path, "read"))?;
     file.rewind().map_err(Error::io(path, "read"))?;
     // In this order: a safetensors file starts with a length, whose bytes may spell either of the other two.
     let state = match head.as_slice() {
         [_, _, _, _, _, _, _, _, b'{', ..] => {
-            let (state, meta) = safetensors::read(&file, len).map_err(|what| Error::file(path, what))?;
+            let (state, meta) = safetensors::read(file, len).map_err(|what| Error::file(path, what))?;
             if meta.is_some() {
                 return Ok((state, meta));
             }
             state
         }
-        [b'P', b'K', 3, 4, ..] => pth::read_zip(&file, len).map_err(|what| Error::file(path, what))?,
-        [0x80, 2..=5, ..] => pth::read_legacy(&file, len).map_err(|what| Error::file(path, what))?,
+        [b'P', b'K', 3, 4, ..] => pth::read_zip(file, len).map_err(|what| Error::file(path, what))?,
+        [0x80, 2..=5, ..] => pth::read_legacy(file, len).map_err(|what| Error::file(path, what))?,
         _ => {
             return Err(Error::file(
                 path,

@@ -1,8 +1,9 @@
 //! Between checkpoints and networks.
 
+use std::io::Cursor;
 use std::path::Path;
 
-use super::{Array, Kind, Meta, State, detect, fit, kind, read, write};
+use super::{Array, Kind, Meta, State, detect, fit, kind, read, read_from, write};
 use crate::data::ClassSet;
 use crate::model::{Amdanet, ModelConfig};
 use crate::{Device, Error, Result};
@@ -21,7 +22,19 @@ pub struct Loaded {
 /// # Errors
 /// As [`read`]; and when the file holds an encoder alone, or tensors are missing, extra or of another shape.
 pub fn load(path: &Path, bn_eps: Option<f32>) -> Result<Loaded> {
-    let (state, meta) = read(path)?;
+    assemble(path, read(path)?, bn_eps)
+}
+
+/// [`load`] from bytes in memory; `name` is what errors call them.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_bytes(name: &Path, bytes: &[u8], bn_eps: Option<f32>) -> Result<Loaded> {
+    let read = read_from(name, &mut Cursor::new(bytes), bytes.len() as u64)?;
+    assemble(name, read, bn_eps)
+}
+
+fn assemble(path: &Path, (state, meta): (State, Option<Meta>), bn_eps: Option<f32>) -> Result<Loaded> {
     if kind(&state) == Kind::Encoder {
         let what = "holds an encoder without heads: train from it with `amdanet train --init`";
         return Err(Error::file(path, what));

@@ -1,14 +1,13 @@
 //! PyTorch's containers: the zip archive of version 1.6 and later, and what came before it.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 
 use zip::{CompressionMethod, ZipArchive};
 
 use super::element::{self, Element};
 use super::pickle::{self, MAX_PICKLE, Pickle, Tensor, Value};
-use super::{Array, State, names, shown};
+use super::{Array, Source, State, names, shown};
 
 /// Where the bytes of a storage lie in the file: start and length.
 type Places = HashMap<String, (u64, u64)>;
@@ -26,11 +25,11 @@ fn unreadable(e: std::io::Error) -> String {
 }
 
 /// A zip archive: `ANY/data.pkl`, a file `ANY/data/KEY` for each storage, `ANY/byteorder`.
-pub(super) fn read_zip(file: &File, len: u64) -> Result<State, String> {
+pub(super) fn read_zip(file: &mut dyn Source, len: u64) -> Result<State, String> {
     let bad = |e: zip::result::ZipError| {
         format!("is a damaged or truncated zip archive: {}", shown(&e.to_string()))
     };
-    let mut archive = ZipArchive::new(BufReader::new(file)).map_err(bad)?;
+    let mut archive = ZipArchive::new(BufReader::new(&mut *file)).map_err(bad)?;
     let mut entries = Places::new();
     for i in 0..archive.len() {
         let entry = archive.by_index_raw(i).map_err(bad)?;
@@ -55,9 +54,10 @@ pub(super) fn read_zip(file: &File, len: u64) -> Result<State, String> {
         return Err("is a zip archive without exactly one data.pkl: it is not a PyTorch checkpoint".into());
     };
     let prefix = name.trim_end_matches("data.pkl").to_owned();
-    let bytes = |(start, size): (u64, u64), most: u64| -> Result<Vec<u8>, String> {
+    drop(archive);
+    let from = &mut *file;
+    let mut bytes = |(start, size): (u64, u64), most: u64| -> Result<Vec<u8>, String> {
         let mut bytes = vec![0; size.min(most) as usize];
-        let mut from = file;
         from.seek(SeekFrom::Start(start)).map_err(unreadable)?;
         from.read_exact(&mut bytes).map_err(unreadable)?;
         Ok(bytes)
@@ -76,8 +76,8 @@ pub(super) fn read_zip(file: &File, len: u64) -> Result<State, String> {
 
 /// Five pickles (magic number, version, the writer's system, the object, the keys of the storages), then each
 /// storage: the number of its elements, and the elements.
-pub(super) fn read_legacy(file: &File, len: u64) -> Result<State, String> {
-    let mut from = BufReader::new(file);
+pub(super) fn read_legacy(file: &mut dyn Source, len: u64) -> Result<State, String> {
+    let mut from = BufReader::new(&mut *file);
     let mut at = 0;
     let mut next = || -> Result<(Pickle, Value), String> {
         let (made, value, used) = pickle::read(&mut from, len - at)?;
@@ -136,7 +136,13 @@ fn little_endian(is: bool) -> Result<(), String> {
 }
 
 /// The tensors of the state dict, which is the object itself or lies under one of [`UNDER`].
-fn load(file: &File, len: u64, made: &Pickle, top: Value, places: &Places) -> Result<State, String> {
+fn load(
+    file: &mut dyn Source,
+    len: u64,
+    made: &Pickle,
+    top: Value,
+    places: &Places,
+) -> Result<State, String> {
     let has_tensors =
         |&dict: &Value| made.dict(dict).is_some_and(|d| d.iter().any(|(_, v)| made.tensor(*v).is_some()));
     let inner = || UNDER.iter().filter_map(|key| made.get(top, key)).find(has_tensors);
@@ -165,7 +171,7 @@ fn load(file: &File, len: u64, made: &Pickle, top: Value, places: &Places) -> Re
 }
 
 fn read_tensor(
-    mut file: &File,
+    file: &mut dyn Source,
     made: &Pickle,
     tensor: &Tensor,
     places: &Places,
@@ -211,7 +217,7 @@ fn read_tensor(
 
     file.seek(SeekFrom::Start(start + if count == 0 { 0 } else { offset * element.size() }))
         .map_err(unreadable)?;
-    let data = element::read(file, element, reach as usize).map_err(unreadable)?;
+    let data = element::read(&mut *file, element, reach as usize).map_err(unreadable)?;
     let shape: Vec<usize> = shape.iter().map(|&n| n as usize).collect();
     let data = if count == 0 || is_row_major(&shape, strides) {
         data

@@ -3,7 +3,6 @@
 //! metadata in the order of a hash map.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
@@ -11,7 +10,7 @@ use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde::Serialize;
 
 use super::element::{self, Element};
-use super::{Array, Meta, State, names, shown};
+use super::{Array, Meta, Source, State, names, shown};
 use crate::files::write_atomically;
 use crate::{Error, Result};
 
@@ -52,7 +51,7 @@ pub(super) fn strings(header: &Metadata) -> BTreeMap<String, String> {
     strings.filter(|(key, _)| *key != CHECKSUM).map(|(k, v)| (k.clone(), v.clone())).collect()
 }
 
-pub(super) fn read(file: &File, len: u64) -> Result<(State, Option<Meta>), String> {
+pub(super) fn read(file: &mut dyn Source, len: u64) -> Result<(State, Option<Meta>), String> {
     let mut from = BufReader::new(file);
     let (header, header_bytes) = read_header(&mut from, len)?;
     let start = 8 + header_bytes.len() as u64;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::arena::{Slice, at_least};
 use super::network::{self, Network};
 use super::pack::Weights;
-use super::plan::{Context, Plan, Scratch};
+use super::plan::{Context, Plan, Scratch, Watch};
 use super::product::Instructions;
 use super::{Output, Pairs, Wanted};
 use crate::{Tensor, cpu};
@@ -38,8 +38,8 @@ impl Session {
         self.networks.entry((batch, height, width, wanted)).or_insert_with(make)
     }
 
-    /// Fuses and labels a batch whose sizes were checked; with `timed`, notes the time of each step.
-    pub fn run(&mut self, pairs: &Pairs, wanted: Wanted, timed: bool) -> Output<'_> {
+    /// Fuses and labels a batch whose sizes were checked; None when `watch` has stopped it.
+    pub fn run(&mut self, pairs: &Pairs, wanted: Wanted, watch: Option<Watch>) -> Option<Output<'_>> {
         let Pairs { batch, height, width, visible, infrared } = *pairs;
         self.network(pairs, wanted);
         let Self { instructions, networks, memory, scratch, .. } = self;
@@ -49,23 +49,26 @@ impl Session {
         let pixels = batch * height * width;
         at_least(memory, network.program.len);
         let memory = memory.f32_mut();
-        cpu::on_pool(|| {
+        let whole = cpu::on_pool(|| {
             scratch.reserve(network.program.scratch);
             for (i, picture) in [visible, infrared].into_iter().enumerate() {
                 picture.copy_to(&mut memory[network.program.range(network.pictures.part(i, 2))]);
             }
-            network.program.run(&Context::new(*instructions, scratch), memory, timed);
+            network.program.run(&Context::new(*instructions, scratch), memory, watch)
         });
+        if !whole {
+            return None;
+        }
         let memory = &*memory;
         let floats = |slice: Slice| &memory[network.program.range(slice)];
         let bytes = |slice: Slice| -> &[u8] { bytemuck::cast_slice(floats(slice)) };
         let [image, logits, probabilities] = network.extra.map(|slice| slice.map(floats));
-        Output {
+        Some(Output {
             labels: &bytes(network.labels)[..pixels],
             fused: &bytes(network.fused)[..3 * pixels],
             image,
             logits,
             probabilities,
-        }
+        })
     }
 }

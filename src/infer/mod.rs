@@ -19,12 +19,13 @@ pub mod product;
 mod stored;
 mod vector;
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
 pub use network::Wanted;
 use pack::{Source, Weights};
-pub use plan::{Plan, Step};
+pub use plan::{Plan, Step, Watch};
 use product::Instructions;
 
 use crate::data::ClassSet;
@@ -262,7 +263,7 @@ impl Session {
     /// # Errors
     /// When a side is below 32, the batch is empty, a picture has another number of pixels, or a device reports an error.
     pub fn run(&mut self, pairs: &Pairs, wanted: Wanted) -> Result<Output<'_>> {
-        self.compute(pairs, wanted, false)
+        self.compute(pairs, wanted, None).map(Self::whole)
     }
 
     /// As [`Session::run`], and notes the time of each step in the plan.
@@ -270,7 +271,20 @@ impl Session {
     /// # Errors
     /// As [`Session::run`].
     pub fn run_timed(&mut self, pairs: &Pairs, wanted: Wanted) -> Result<Output<'_>> {
-        self.compute(pairs, wanted, true)
+        self.run_watched(pairs, wanted, &mut |_, _, _| ControlFlow::Continue(())).map(Self::whole)
+    }
+
+    /// As [`Session::run_timed`], and `watch` is told of each step. Nothing comes of a run that it stops.
+    ///
+    /// # Errors
+    /// As [`Session::run`].
+    pub fn run_watched(&mut self, pairs: &Pairs, wanted: Wanted, watch: Watch) -> Result<Option<Output<'_>>> {
+        self.compute(pairs, wanted, Some(watch))
+    }
+
+    fn whole(output: Option<Output<'_>>) -> Output<'_> {
+        let Some(output) = output else { unreachable!("nobody stopped the run") };
+        output
     }
 
     /// The plan for pictures of this size, for reading.
@@ -285,12 +299,13 @@ impl Session {
         }
     }
 
-    fn compute(&mut self, pairs: &Pairs, wanted: Wanted, timed: bool) -> Result<Output<'_>> {
+    /// None when `watch` has stopped it.
+    fn compute(&mut self, pairs: &Pairs, wanted: Wanted, watch: Option<Watch>) -> Result<Option<Output<'_>>> {
         pairs.check_size()?;
         pairs.check_pixels()?;
         match &mut self.0 {
-            Kind::Cpu(session) => Ok(session.run(pairs, wanted, timed)),
-            Kind::Device(session) => session.run(pairs, wanted, timed),
+            Kind::Cpu(session) => Ok(session.run(pairs, wanted, watch)),
+            Kind::Device(session) => session.run(pairs, wanted, watch),
         }
     }
 }

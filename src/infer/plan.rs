@@ -1,6 +1,7 @@
 //! What is computed for one shape of input, in order: steps with their buffers, bytes and operations.
 
 use std::fmt;
+use std::ops::ControlFlow;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
@@ -94,6 +95,9 @@ pub struct Step {
     pub seconds: f64,
 }
 
+/// Is told of each step that was computed, with its seconds and the number of all steps; can stop the run.
+pub type Watch<'a> = &'a mut (dyn FnMut(&Step, f64, usize) -> ControlFlow<()> + Send);
+
 /// The steps for one shape, for reading.
 pub struct Plan {
     /// In order.
@@ -117,16 +121,22 @@ pub struct Program {
 }
 
 impl Program {
-    /// Computes every step; with `timed`, notes how long each takes.
-    pub fn run(&mut self, context: &Context, memory: &mut [f32], timed: bool) {
+    /// Computes every step; with `watch`, notes how long each takes. Returns whether it came to the end.
+    pub fn run(&mut self, context: &Context, memory: &mut [f32], mut watch: Option<Watch>) -> bool {
         let mut arena = Arena { memory, starts: &self.starts };
+        let total = self.runs.len();
         for (step, run) in self.plan.steps.iter_mut().zip(&self.runs) {
-            let start = timed.then(Instant::now);
+            let start = watch.is_some().then(Instant::now);
             run(context, &mut arena);
-            if let Some(start) = start {
-                step.seconds = step.seconds.min(start.elapsed().as_secs_f64());
+            if let (Some(start), Some(watch)) = (start, &mut watch) {
+                let seconds = start.elapsed().as_secs_f64();
+                step.seconds = step.seconds.min(seconds);
+                if watch(step, seconds, total).is_break() {
+                    return false;
+                }
             }
         }
+        true
     }
 
     /// Where a buffer is in the arena.

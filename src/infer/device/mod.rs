@@ -15,7 +15,7 @@ use recorder::{Recorded, Recorder};
 use weights::Weights;
 
 use super::pack;
-use super::plan::Plan;
+use super::plan::{Plan, Watch};
 use super::{Output, Pairs, Pixels, Wanted};
 use crate::cuda::driver::Driver;
 use crate::model::ModelConfig;
@@ -81,22 +81,25 @@ impl Session {
         Self { packed, networks: HashMap::new() }
     }
 
-    /// Fuses and labels a batch, whose sizes were checked; with `timed`, step by step.
+    /// Fuses and labels a batch, whose sizes were checked; None when `watch` has stopped it.
     ///
     /// # Errors
     /// When the device reports one.
-    pub fn run(&mut self, pairs: &Pairs, wanted: Wanted, timed: bool) -> Result<Output<'_>> {
+    pub fn run(&mut self, pairs: &Pairs, wanted: Wanted, watch: Option<Watch>) -> Result<Option<Output<'_>>> {
         let (packed, network) = self.network(pairs, wanted)?;
         let _busy = packed.busy.lock().unwrap_or_else(PoisonError::into_inner);
-        let done = network.compute(&**packed.recorder.device(), pairs, timed);
+        let done = network.compute(&**packed.recorder.device(), pairs, watch);
         if done.is_err() {
             // What was queued before the error may still read the pictures; it has reported what there is to report.
             let _ = packed.recorder.device().synchronise();
         }
-        done?;
+        if !done? {
+            return Ok(None);
+        }
         let host = &network.host;
         let [image, logits, probabilities] = host.floats.each_ref().map(|x| x.as_ref().map(Tensor::f32));
-        Ok(Output { labels: host.labels.bytes(), fused: host.fused.bytes(), image, logits, probabilities })
+        let (labels, fused) = (host.labels.bytes(), host.fused.bytes());
+        Ok(Some(Output { labels, fused, image, logits, probabilities }))
     }
 
     /// The plan for such pictures.
@@ -162,7 +165,8 @@ impl Network {
         Ok(Self { recorded: recorder.end()?, pictures, device: on_device, host })
     }
 
-    fn compute(&mut self, device: &dyn Driver, pairs: &Pairs, timed: bool) -> Result<()> {
+    /// Whether it came to the end.
+    fn compute(&mut self, device: &dyn Driver, pairs: &Pairs, watch: Option<Watch>) -> Result<bool> {
         let staging = self.host.pictures.bytes_mut();
         let half = staging.len() / 2;
         for (pixels, to) in [pairs.visible, pairs.infrared].into_iter().zip(staging.chunks_exact_mut(half)) {
@@ -178,9 +182,13 @@ impl Network {
         unsafe { device.upload(staging, place?.1)? };
         // SAFETY: weights, pictures and outputs are where they were when this was recorded.
         unsafe {
-            match timed {
-                true => self.recorded.launch_timed(device)?,
-                false => self.recorded.launch(device)?,
+            match watch {
+                None => self.recorded.launch(device)?,
+                Some(watch) => {
+                    if !self.recorded.launch_watched(device, watch)? {
+                        return Ok(false);
+                    }
+                }
             }
         }
         let (on_device, host) = (&self.device, &mut self.host);
@@ -192,7 +200,7 @@ impl Network {
                 download(device, from, bytemuck::cast_slice_mut(to.f32_mut()))?;
             }
         }
-        Ok(())
+        Ok(true)
     }
 }
 

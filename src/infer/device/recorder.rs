@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::cuda::driver::{Arg, Driver, Graph, Launch, Memory, Product, Work};
 use crate::infer::arena::{Life, place};
-use crate::infer::plan::{Plan, Step};
+use crate::infer::plan::{Plan, Step, Watch};
 use crate::{Error, Result};
 
 /// Addresses from here on are those of buffers that are planned: the number of the buffer, then the byte within it.
@@ -194,14 +194,14 @@ impl Recorded {
         unsafe { graph.launch() }
     }
 
-    /// Does it step by step, and notes the time of each.
+    /// Does it step by step, notes the time of each, and then tells `watch` of them; whether that let it come to the end.
     ///
     /// # Errors
     /// When the device reports one.
     ///
     /// # Safety
     /// As [`Recorded::launch`].
-    pub unsafe fn launch_timed(&mut self, device: &dyn Driver) -> Result<()> {
+    pub unsafe fn launch_watched(&mut self, device: &dyn Driver, watch: Watch) -> Result<bool> {
         let mut marks = vec![device.mark()?];
         for task in &self.tasks {
             // SAFETY: as in `launch`.
@@ -209,10 +209,15 @@ impl Recorded {
             marks.push(device.mark()?);
         }
         device.synchronise()?;
+        let total = self.tasks.len();
         for (step, marks) in self.plan.steps.iter_mut().zip(marks.windows(2)) {
-            step.seconds = step.seconds.min(f64::from(device.between(marks[0], marks[1])?) * 1e-3);
+            let seconds = f64::from(device.between(marks[0], marks[1])?) * 1e-3;
+            step.seconds = step.seconds.min(seconds);
+            if watch(step, seconds, total).is_break() {
+                return Ok(false);
+            }
         }
-        Ok(())
+        Ok(true)
     }
 }
 

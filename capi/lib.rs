@@ -1,0 +1,3 @@
+//! The C library: everything that `src/ffi` exports.
+
+pub use amdanet::ffi::*;

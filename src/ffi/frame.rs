@@ -1,0 +1,522 @@
+//! Pictures and results in the caller's memory: checked first, then read and written row by row.
+
+use std::ffi::c_void;
+
+use super::model::{LARGEST_SIDE, reserved};
+use super::sized::{self, Struct};
+use super::status::{Failure, Result, amdanet_status, guard};
+use crate::infer::{Output, Pixels, Wanted};
+use crate::model::SMALLEST_SIDE;
+
+/// The order of the numbers of a pixel.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum amdanet_channels {
+    /// Red, green, blue.
+    Rgb = 0,
+    /// Blue, green, red.
+    Bgr = 1,
+    /// Red, green, blue, alpha: ignored in pictures, and full in results.
+    Rgba = 2,
+    /// Blue, green, red, alpha.
+    Bgra = 3,
+    /// One number, which stands for all three. For pictures only.
+    Gray = 4,
+}
+
+/// The type of numbers, in the byte order of the machine.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum amdanet_type {
+    /// uint8_t, 0 to 255.
+    U8 = 0,
+    /// uint16_t, 0 to 65535. For pictures only.
+    U16 = 1,
+    /// float, 0 to 1.
+    F32 = 2,
+}
+
+/// Where memory is.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum amdanet_memory {
+    /// The program's own.
+    Host = 0,
+    /// A CUDA device's, that of the session. Not in this version: AMDANET_STATUS_UNSUPPORTED.
+    Cuda = 1,
+}
+
+use amdanet_channels as Channels;
+use amdanet_memory as Memory;
+use amdanet_type as Type;
+
+/// A picture to read. Its layout never changes. No alignment is asked for.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct amdanet_picture {
+    /// The first pixel of the first row. Only read, and only until the frame is done.
+    pub data: *const c_void,
+    /// Bytes that `data` points at: at least (height - 1) stride + the bytes of a row.
+    pub length: usize,
+    /// Bytes from one row to the next, at least those of a row; 0 when there is nothing between rows.
+    pub stride: usize,
+    /// An amdanet_channels.
+    pub channels: u32,
+    /// An amdanet_type.
+    pub type_: u32,
+    /// An amdanet_memory.
+    pub memory: u32,
+    /// 0.
+    pub reserved: u32,
+    /// The numbers that are black and white: a number v is taken as (v - black) / (white - black), limited to 0 and 1. With
+    /// both 0, the whole range of the type. For a thermal camera that counts from 7000 to 9000 in 16 bits: those.
+    pub black: f32,
+    /// See `black`; another number than it, both finite.
+    pub white: f32,
+}
+
+/// Memory to write to. Its layout never changes. No alignment is asked for.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct amdanet_buffer {
+    /// The first pixel of the first row; NULL when the result is not wanted. It may be that of a picture of the same frame,
+    /// which is overwritten then.
+    pub data: *mut c_void,
+    /// Bytes that `data` points at: at least (height - 1) stride + the bytes of a row. What is between rows is not written.
+    pub length: usize,
+    /// Bytes from one row to the next, at least those of a row; 0 when there is nothing between rows.
+    pub stride: usize,
+    /// An amdanet_memory.
+    pub memory: u32,
+    /// 0.
+    pub reserved: u32,
+}
+
+/// A pair of pictures, and where its results go. All zeros but struct_size are the defaults; sizes and data must be set.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct amdanet_frame {
+    /// sizeof(amdanet_frame).
+    pub struct_size: usize,
+    /// Pixels in a row of both pictures and of all results: amdanet_model_info.smallest_side to largest_side.
+    pub width: u32,
+    /// Rows of both pictures and of all results; the same range.
+    pub height: u32,
+    /// The visible picture.
+    pub visible: amdanet_picture,
+    /// The infrared picture, registered with the visible one; usually gray.
+    pub infrared: amdanet_picture,
+    /// The fused picture, in `fused_channels` and `fused_type`.
+    pub fused: amdanet_buffer,
+    /// The class of each pixel, one uint8_t each. 255 does not occur.
+    pub labels: amdanet_buffer,
+    /// The probability of each class for each pixel: `classes` floats for a pixel, one pixel after the other in a row. Their
+    /// sum is 1. This takes time and memory; labels do not need it.
+    pub probabilities: amdanet_buffer,
+    /// An amdanet_channels, not AMDANET_CHANNELS_GRAY.
+    pub fused_channels: u32,
+    /// An amdanet_type, not AMDANET_TYPE_U16. Bytes are 255 times the float, rounded.
+    pub fused_type: u32,
+    /// A CUstream or cudaStream_t of the session's device, on which pictures in CUDA memory are ready and results are asked
+    /// for; NULL for the CPU. Not in this version: AMDANET_STATUS_UNSUPPORTED unless it is NULL.
+    pub stream: *mut c_void,
+}
+
+// SAFETY: it begins with its size, and any bytes are a value.
+unsafe impl Struct for amdanet_frame {
+    const NAME: &'static str = "amdanet_frame";
+}
+
+/// Fills `*frame` with the defaults: `amdanet_frame_init(&frame, sizeof frame)`. `struct_size` is that size, so that no more
+/// than the caller's structure is written. Any thread may call it.
+///
+/// Errors: AMDANET_STATUS_INVALID_ARGUMENT when `frame` is NULL or `struct_size` is no size of it.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn amdanet_frame_init(frame: *mut amdanet_frame, struct_size: usize) -> amdanet_status {
+    // SAFETY: the caller says that so many bytes may be written.
+    guard(|| unsafe { sized::init(frame, struct_size) })
+}
+
+/// Rows in the caller's memory that were checked.
+#[derive(Clone, Copy)]
+struct Rows {
+    data: *mut u8,
+    stride: usize,
+    /// Bytes of a row.
+    row: usize,
+    height: usize,
+}
+
+// SAFETY: the caller leaves the memory to the library until the frame is done, on whichever thread that is.
+unsafe impl Send for Rows {}
+// SAFETY: as above.
+unsafe impl Sync for Rows {}
+
+impl Rows {
+    /// Checks a picture or a buffer of rows of `row` bytes.
+    fn new(
+        name: &str,
+        (data, length, stride): (*mut c_void, usize, usize),
+        memory: u32,
+        row: usize,
+        height: usize,
+    ) -> Result<Self> {
+        if data.is_null() {
+            return Err(Failure::argument(format!("{name}.data"), "is NULL"));
+        }
+        match memory {
+            m if m == Memory::Host as u32 => {}
+            m if m == Memory::Cuda as u32 => {
+                let what = "CUDA memory: this version computes on the CPU; copy it to the program's own";
+                return Err(Failure::new(amdanet_status::Unsupported, format!("{name}.memory: {what}")));
+            }
+            m => {
+                return Err(Failure::argument(format!("{name}.memory"), format!("{m} is no amdanet_memory")));
+            }
+        }
+        let stride = if stride == 0 { row } else { stride };
+        if stride < row {
+            let what = format!("{stride} bytes are less than the {row} of a row");
+            return Err(Failure::argument(format!("{name}.stride"), what));
+        }
+        let end = (height - 1).checked_mul(stride).and_then(|n| n.checked_add(row));
+        let end =
+            end.filter(|&end| (data as usize).checked_add(end).is_some_and(|e| isize::try_from(e).is_ok()));
+        let Some(needed) = end else {
+            let what = format!("{height} rows of {stride} bytes are more than an address space");
+            return Err(Failure::argument(format!("{name}.stride"), what));
+        };
+        if length < needed {
+            let what = format!("{length} bytes: {height} rows take {needed}");
+            return Err(Failure::argument(format!("{name}.length"), what));
+        }
+        Ok(Self { data: data.cast(), stride, row, height })
+    }
+
+    /// The rows, for reading.
+    ///
+    /// # Safety
+    /// The caller's promise still holds: the memory is there, and nobody writes to it.
+    unsafe fn read(&self) -> impl Iterator<Item = &[u8]> {
+        // SAFETY: `new` checked that the rows lie within the memory.
+        (0..self.height)
+            .map(|y| unsafe { std::slice::from_raw_parts(self.data.add(y * self.stride), self.row) })
+    }
+
+    /// All rows in one piece, if there is nothing between them.
+    ///
+    /// # Safety
+    /// As [`Rows::read`].
+    unsafe fn whole(&self) -> Option<&[u8]> {
+        // SAFETY: as in `read`.
+        let all = || unsafe { std::slice::from_raw_parts(self.data, self.row * self.height) };
+        (self.stride == self.row).then(all)
+    }
+
+    /// The rows, for writing.
+    ///
+    /// # Safety
+    /// As [`Rows::read`], and nobody reads it either.
+    unsafe fn write(&self) -> impl Iterator<Item = &mut [u8]> {
+        // SAFETY: `new` checked that the rows lie within the memory; one is handed out after the other.
+        (0..self.height)
+            .map(|y| unsafe { std::slice::from_raw_parts_mut(self.data.add(y * self.stride), self.row) })
+    }
+}
+
+fn channels(name: &str, value: u32) -> Result<Channels> {
+    use Channels::*;
+    let found = [Rgb, Bgr, Rgba, Bgra, Gray].into_iter().find(|&c| c as u32 == value);
+    found.ok_or_else(|| Failure::argument(name, format!("{value} is no amdanet_channels")))
+}
+
+fn type_of(name: &str, value: u32) -> Result<Type> {
+    let found = [Type::U8, Type::U16, Type::F32].into_iter().find(|&t| t as u32 == value);
+    found.ok_or_else(|| Failure::argument(name, format!("{value} is no amdanet_type")))
+}
+
+impl Channels {
+    fn count(self) -> usize {
+        match self {
+            Self::Rgb | Self::Bgr => 3,
+            Self::Rgba | Self::Bgra => 4,
+            Self::Gray => 1,
+        }
+    }
+
+    /// Where red, green and blue are.
+    fn order(self) -> [usize; 3] {
+        match self {
+            Self::Rgb | Self::Rgba => [0, 1, 2],
+            Self::Bgr | Self::Bgra => [2, 1, 0],
+            Self::Gray => [0; 3],
+        }
+    }
+}
+
+impl Type {
+    fn bytes(self) -> usize {
+        match self {
+            Self::U8 => 1,
+            Self::U16 => 2,
+            Self::F32 => 4,
+        }
+    }
+}
+
+/// A picture that was checked.
+struct Source {
+    name: &'static str,
+    rows: Rows,
+    channels: Channels,
+    kind: Type,
+    /// Black and white, unless they are the type's own.
+    range: Option<(f32, f32)>,
+}
+
+/// A picture as the engine takes it, where it is not so already.
+#[derive(Default)]
+pub struct Staging {
+    bytes: Vec<u8>,
+    floats: Vec<f32>,
+}
+
+impl Staging {
+    /// Bytes that it holds.
+    pub fn len(&self) -> usize {
+        self.bytes.capacity() + 4 * self.floats.capacity()
+    }
+}
+
+impl Source {
+    fn new(name: &'static str, picture: &amdanet_picture, width: usize, height: usize) -> Result<Self> {
+        let &amdanet_picture { data, length, stride, memory, black, white, .. } = picture;
+        let channels = channels(&format!("{name}.channels"), picture.channels)?;
+        let kind = type_of(&format!("{name}.type"), picture.type_)?;
+        reserved(&format!("{name}.reserved"), picture.reserved)?;
+        let range = (black != 0.0 || white != 0.0).then_some((black, white));
+        if !(white - black).is_finite() || range.is_some() && white == black {
+            let what = format!("{black} and {white}: must be two different finite numbers, or both 0");
+            return Err(Failure::argument(format!("{name}.black and {name}.white"), what));
+        }
+        let row = width * channels.count() * kind.bytes();
+        let rows = Rows::new(name, (data.cast_mut(), length, stride), memory, row, height)?;
+        Ok(Self { name, rows, channels, kind, range })
+    }
+
+    /// The picture for the engine, in `staging` where it has to be converted.
+    ///
+    /// # Safety
+    /// As [`Rows::read`].
+    unsafe fn pixels<'a>(&'a self, width: usize, staging: &'a mut Staging) -> Result<Pixels<'a>> {
+        let count = 3 * width * self.rows.height;
+        if self.kind == Type::U8 && self.range.is_none() {
+            // SAFETY: as above.
+            if let Some(whole) = unsafe { self.rows.whole() }
+                && self.channels == Channels::Rgb
+            {
+                return Ok(Pixels::Bytes(whole));
+            }
+            room(&mut staging.bytes, count, self.name)?;
+            // SAFETY: as above.
+            unsafe { self.convert::<1, u8>(&mut staging.bytes, |[byte]| byte) };
+            return Ok(Pixels::Bytes(&staging.bytes));
+        }
+        let to = &mut staging.floats;
+        room(to, count, self.name)?;
+        let (black, white) = self.range.unwrap_or((0.0, 1.0));
+        let scale = |v: f32| ((v - black) / (white - black)).clamp(0.0, 1.0);
+        let full = match self.kind {
+            Type::U8 => 255.0,
+            Type::U16 => 65535.0,
+            Type::F32 => 1.0,
+        };
+        let ranged = self.range.is_some();
+        let unit = |v: f32| if ranged { scale(v) } else { v / full };
+        // SAFETY: as above.
+        unsafe {
+            match self.kind {
+                Type::U8 => self.convert(to, |[byte]: [u8; 1]| unit(f32::from(byte))),
+                Type::U16 => self.convert(to, |bytes| unit(f32::from(u16::from_ne_bytes(bytes)))),
+                Type::F32 => self.convert(to, |bytes| unit(f32::from_ne_bytes(bytes))),
+            }
+        }
+        // NaN is not in the range either.
+        if self.kind == Type::F32
+            && let Some(at) = to.iter().position(|v| !(0.0..=1.0).contains(v))
+        {
+            let (x, y) = (at / 3 % width, at / 3 / width);
+            let what = format!("the number {} at x {x}, y {y} is not from 0 to 1", to[at]);
+            return Err(Failure::argument(self.name, what));
+        }
+        Ok(Pixels::Floats(to))
+    }
+
+    /// Every pixel as three numbers; `N` is the bytes of one.
+    ///
+    /// # Safety
+    /// As [`Rows::read`].
+    unsafe fn convert<const N: usize, T>(&self, to: &mut [T], number: impl Fn([u8; N]) -> T) {
+        let (order, count) = (self.channels.order(), self.channels.count());
+        let width = self.rows.row / count / N;
+        // SAFETY: as above.
+        for (from, to) in unsafe { self.rows.read() }.zip(to.chunks_exact_mut(3 * width)) {
+            let numbers = from.as_chunks::<N>().0;
+            for (pixel, to) in numbers.chunks_exact(count).zip(to.as_chunks_mut::<3>().0) {
+                *to = order.map(|channel| number(pixel[channel]));
+            }
+        }
+    }
+}
+
+/// Makes `to` hold `count` numbers.
+fn room<T: Default + Clone>(to: &mut Vec<T>, count: usize, name: &str) -> Result<()> {
+    let more = count.saturating_sub(to.len());
+    to.try_reserve_exact(more).map_err(|_| {
+        let what = format!("{name}: there is no memory for a copy of {count} numbers");
+        Failure::new(amdanet_status::OutOfMemory, what)
+    })?;
+    to.resize(count, T::default());
+    Ok(())
+}
+
+/// A frame that was checked.
+pub struct Frame {
+    pub width: usize,
+    pub height: usize,
+    sources: [Source; 2],
+    fused: Option<(Rows, Channels, Type)>,
+    labels: Option<Rows>,
+    probabilities: Option<Rows>,
+}
+
+impl Frame {
+    /// Checks a frame of the caller for a network of so many classes.
+    pub fn new(frame: &amdanet_frame, classes: usize) -> Result<Self> {
+        let side = |name: &str, n: u32| -> Result<usize> {
+            if !(SMALLEST_SIDE as u32..=LARGEST_SIDE).contains(&n) {
+                let what = format!("{n} pixels: must be {SMALLEST_SIDE} to {LARGEST_SIDE}");
+                return Err(Failure::argument(name, what));
+            }
+            Ok(n as usize)
+        };
+        let (width, height) = (side("frame.width", frame.width)?, side("frame.height", frame.height)?);
+        if !frame.stream.is_null() {
+            let what =
+                "frame.stream: this version computes on the CPU, which has no CUDA streams: leave it NULL";
+            return Err(Failure::new(amdanet_status::Unsupported, what));
+        }
+        let sources = [
+            Source::new("frame.visible", &frame.visible, width, height)?,
+            Source::new("frame.infrared", &frame.infrared, width, height)?,
+        ];
+        let fused_channels = channels("frame.fused_channels", frame.fused_channels)?;
+        let fused_type = type_of("frame.fused_type", frame.fused_type)?;
+        if fused_channels == Channels::Gray {
+            return Err(Failure::argument("frame.fused_channels", "the fused picture has colours"));
+        }
+        if fused_type == Type::U16 {
+            return Err(Failure::argument("frame.fused_type", "the fused picture is uint8_t or float"));
+        }
+        let buffer = |name: &str, buffer: &amdanet_buffer, pixel: usize| -> Result<Option<Rows>> {
+            let &amdanet_buffer { data, length, stride, memory, reserved: zero } = buffer;
+            if data.is_null() {
+                return Ok(None);
+            }
+            reserved(&format!("{name}.reserved"), zero)?;
+            Rows::new(name, (data, length, stride), memory, width * pixel, height).map(Some)
+        };
+        let fused = buffer("frame.fused", &frame.fused, fused_channels.count() * fused_type.bytes())?;
+        let labels = buffer("frame.labels", &frame.labels, 1)?;
+        let probabilities = buffer("frame.probabilities", &frame.probabilities, 4 * classes)?;
+        if fused.is_none() && labels.is_none() && probabilities.is_none() {
+            let what = "fused.data, labels.data and probabilities.data are NULL: ask for one of them";
+            return Err(Failure::argument("frame", what));
+        }
+        let fused = fused.map(|rows| (rows, fused_channels, fused_type));
+        Ok(Self { width, height, sources, fused, labels, probabilities })
+    }
+
+    /// What the engine has to compute.
+    pub fn wanted(&self) -> Wanted {
+        Wanted {
+            image: matches!(self.fused, Some((_, _, Type::F32))),
+            logits: false,
+            probabilities: self.probabilities.is_some(),
+        }
+    }
+
+    /// Both pictures for the engine.
+    ///
+    /// # Safety
+    /// The caller's pictures are still there, and nobody writes to them.
+    pub unsafe fn pixels<'a>(&'a self, staging: &'a mut [Staging; 2]) -> Result<[Pixels<'a>; 2]> {
+        let ([visible, infrared], [first, second]) = (&self.sources, staging);
+        // SAFETY: as above.
+        unsafe { Ok([visible.pixels(self.width, first)?, infrared.pixels(self.width, second)?]) }
+    }
+
+    /// Writes the results.
+    ///
+    /// # Safety
+    /// The caller's buffers are still there, and nobody else uses them.
+    pub unsafe fn write(&self, output: &Output) {
+        // SAFETY: as above.
+        unsafe {
+            match &self.fused {
+                Some((rows, channels, Type::F32)) => {
+                    write_pixels(rows, *channels, output.image.unwrap_or_default(), f32::to_ne_bytes, 1.0);
+                }
+                Some((rows, channels, _)) => {
+                    write_pixels(rows, *channels, output.fused, |byte: u8| [byte], 255);
+                }
+                None => {}
+            }
+            if let Some(rows) = &self.labels {
+                write_rows(rows, output.labels);
+            }
+            if let Some(rows) = &self.probabilities {
+                write_rows(rows, bytemuck::cast_slice(output.probabilities.unwrap_or_default()));
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As [`Rows::write`].
+unsafe fn write_rows(rows: &Rows, from: &[u8]) {
+    // SAFETY: as above.
+    for (to, from) in unsafe { rows.write() }.zip(from.chunks_exact(rows.row)) {
+        to.copy_from_slice(from);
+    }
+}
+
+/// # Safety
+/// As [`Rows::write`].
+unsafe fn write_pixels<const N: usize, T: Copy + bytemuck::Pod>(
+    rows: &Rows,
+    channels: Channels,
+    from: &[T],
+    bytes: impl Fn(T) -> [u8; N],
+    alpha: T,
+) {
+    if channels == Channels::Rgb {
+        // SAFETY: as above.
+        return unsafe { write_rows(rows, bytemuck::cast_slice(from)) };
+    }
+    let (order, count) = (channels.order(), channels.count());
+    let width = rows.row / count / N;
+    // SAFETY: as above.
+    for (to, from) in unsafe { rows.write() }.zip(from.chunks_exact(3 * width)) {
+        let numbers = to.as_chunks_mut::<N>().0;
+        for (to, from) in numbers.chunks_exact_mut(count).zip(from.as_chunks::<3>().0) {
+            for (channel, &number) in order.into_iter().zip(from) {
+                to[channel] = bytes(number);
+            }
+            if let Some(last) = to.get_mut(3) {
+                *last = bytes(alpha);
+            }
+        }
+    }
+}
