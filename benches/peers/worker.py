@@ -153,7 +153,9 @@ def training_step(s: Settings) -> tuple[str, Run]:
     import amdanet_ref as ref
     import network
     autocast = set_up_torch(s)
-    torch.set_default_device(s.device)
+    if s.device == "cuda":
+        # The losses make their kernels on the default device.
+        torch.set_default_device(s.device)
     torch.manual_seed(0)
     model = network.peer(s.weights).to(s.device).train()
     arch, classes = model.c.arch, model.c.num_classes

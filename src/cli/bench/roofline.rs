@@ -71,7 +71,7 @@ pub fn svg(title: &str, copy: f64, product: f64, parts: &[(&str, Vec<Dot>)]) -> 
     let (gigabytes, teraflops) = (copy / 1e9, product / 1e12);
     add(format_args!(
         "<text x=\"{left}\" y=\"52\">ceilings measured in this run: copies {gigabytes:.0} GB/s, products \
-         {teraflops:.1} TFLOP/s; a dot's area is its time in one step</text>"
+         {teraflops:.1} TFLOP/s; a larger dot takes more of a step</text>"
     ));
     for decade in x.decades.0..=x.decades.1 {
         let (at, text) = (x.at(10f64.powi(decade)), decimal(decade, 0));
