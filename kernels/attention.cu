@@ -203,8 +203,7 @@ __device__ void forward(const T* q, const T* kv, T* y, float* statistics, Sizes 
                 load_b_columns<DIM>(b, tile_k, 16 * n, 16 * step);
 #pragma unroll
                 for (int t = 0; t < TILES; ++t) {
-                    mma_m16n8k16(s[t][2 * n], a[t][step], b[0], T{});
-                    mma_m16n8k16(s[t][2 * n + 1], a[t][step], b[1], T{});
+                    mma_m16n16k16(s[t][2 * n], s[t][2 * n + 1], a[t][step], b, T{});
                 }
             }
         }
@@ -273,8 +272,7 @@ __device__ void forward(const T* q, const T* kv, T* y, float* statistics, Sizes 
                 load_b_rows<DIM>(b, tile_v, 16 * n, 16 * step);
 #pragma unroll
                 for (int t = 0; t < TILES; ++t) {
-                    mma_m16n8k16(o[t][2 * step], p[t], b[0], T{});
-                    mma_m16n8k16(o[t][2 * step + 1], p[t], b[1], T{});
+                    mma_m16n16k16(o[t][2 * step], o[t][2 * step + 1], p[t], b, T{});
                 }
             }
         }
@@ -393,11 +391,8 @@ __device__ void backward_queries(const T* dy, const T* q, const T* kv, const T* 
                 load_b_columns<DIM>(v, tile_v, 16 * n, 16 * step);
 #pragma unroll
                 for (int t = 0; t < kTiles; ++t) {
-#pragma unroll
-                    for (int side = 0; side < 2; ++side) {
-                        mma_m16n8k16(s[t][side], a[t][step], k[side], T{});
-                        mma_m16n8k16(dp[t][side], g[t][step], v[side], T{});
-                    }
+                    mma_m16n16k16(s[t][0], s[t][1], a[t][step], k, T{});
+                    mma_m16n16k16(dp[t][0], dp[t][1], g[t][step], v, T{});
                 }
             }
             unsigned ds[kTiles][4];
@@ -418,8 +413,7 @@ __device__ void backward_queries(const T* dy, const T* q, const T* kv, const T* 
                 load_b_rows<DIM>(k, tile_k, 16 * n, 16 * step);
 #pragma unroll
                 for (int t = 0; t < kTiles; ++t) {
-                    mma_m16n8k16(sum[t][2 * step], ds[t], k[0], T{});
-                    mma_m16n8k16(sum[t][2 * step + 1], ds[t], k[1], T{});
+                    mma_m16n16k16(sum[t][2 * step], sum[t][2 * step + 1], ds[t], k, T{});
                 }
             }
         }
@@ -507,11 +501,8 @@ __device__ void backward_keys(const T* dy, const T* q, const T* kv, const Row* r
                 unsigned b[2][2], g[2][2];
                 load_b_columns<DIM>(b, tile_q, 16 * n, 16 * step);
                 load_b_columns<DIM>(g, tile_dy, 16 * n, 16 * step);
-#pragma unroll
-                for (int side = 0; side < 2; ++side) {
-                    mma_m16n8k16(s[side], k[step], b[side], T{});
-                    mma_m16n8k16(dp[side], v[step], g[side], T{});
-                }
+                mma_m16n16k16(s[0], s[1], k[step], b, T{});
+                mma_m16n16k16(dp[0], dp[1], v[step], g, T{});
             }
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
@@ -532,11 +523,8 @@ __device__ void backward_keys(const T* dy, const T* q, const T* kv, const Row* r
                 unsigned b[2][2], g[2][2];
                 load_b_rows<DIM>(g, tile_dy, 16 * n, 16 * step);
                 load_b_rows<DIM>(b, tile_q, 16 * n, 16 * step);
-#pragma unroll
-                for (int side = 0; side < 2; ++side) {
-                    mma_m16n8k16(dv[2 * step + side], p, g[side], T{});
-                    mma_m16n8k16(dk[2 * step + side], ds, b[side], T{});
-                }
+                mma_m16n16k16(dv[2 * step], dv[2 * step + 1], p, g, T{});
+                mma_m16n16k16(dk[2 * step], dk[2 * step + 1], ds, b, T{});
             }
         }
     }
@@ -579,10 +567,15 @@ template <int DIM> __device__ inline int column_of(int group) {
     return (group * kLanesOfRow<DIM> + threadIdx.x % kLanesOfRow<DIM>) * 4;
 }
 
-template <int DIM> __device__ inline float sum_over_row(float x) {
+// Each number becomes its sum over the lanes that share a row.
+template <int DIM, int N> __device__ inline void sum_over_row(float (&x)[N]) {
 #pragma unroll
-    for (int lane = 1; lane < kLanesOfRow<DIM>; lane *= 2) x += __shfl_xor_sync(kAllLanes, x, lane);
-    return x;
+    for (int lane = 1; lane < kLanesOfRow<DIM>; lane *= 2) {
+        float other[N];
+        shuffle_xor(x, other, lane);
+#pragma unroll
+        for (int i = 0; i < N; ++i) x[i] += other[i];
+    }
 }
 
 // 4 numbers of a row of d from `column` on; zeros beyond its end, or where not `valid`.
@@ -699,13 +692,13 @@ __device__ void forward(const T* q, const T* kv, T* y, float* statistics, Sizes 
                 float row[kHeld<DIM>];
                 read_row<DIM>(row, tile_k + (key + j) * DIM);
 #pragma unroll
-                for (int r = 0; r < kQueries; ++r) {
-                    const float x = sum_over_row<DIM>(dot(held[r], row));
-                    s[r][j] = from + key + j < keys ? x : -INFINITY;
-                }
+                for (int r = 0; r < kQueries; ++r) s[r][j] = dot(held[r], row);
             }
 #pragma unroll
             for (int r = 0; r < kQueries; ++r) {
+                sum_over_row<DIM>(s[r]);
+#pragma unroll
+                for (int j = 0; j < kGroup; ++j) s[r][j] = from + key + j < keys ? s[r][j] : -INFINITY;
                 float top = s[r][0];
 #pragma unroll
                 for (int j = 1; j < kGroup; ++j) top = fmaxf(top, s[r][j]);
@@ -758,7 +751,9 @@ __device__ void backward_queries(const T* dy, const T* q, const T* kv, const T* 
     load_row<DIM>(sum, head_of(y, sizes.queries, c, d) + at, d, valid, vectors);
     load_row<DIM>(held, head_of(q, sizes.queries, c, d) + at, d, valid, vectors);
     Row own = {};
-    own.dot = sum_over_row<DIM>(dot(g, sum));
+    float product[1] = {dot(g, sum)};
+    sum_over_row<DIM>(product);
+    own.dot = product[0];
     if (valid) {
         own.most = statistics[2 * query];
         own.factor = statistics[2 * query + 1];
@@ -781,8 +776,9 @@ __device__ void backward_queries(const T* dy, const T* q, const T* kv, const T* 
             float row[kHeld<DIM>], value[kHeld<DIM>];
             read_row<DIM>(row, tile_k + key * DIM);
             read_row<DIM>(value, tile_v + key * DIM);
-            const float s = sum_over_row<DIM>(dot(held, row)), dp = sum_over_row<DIM>(dot(g, value));
-            add(sum, exp2f(fmaf(s, exponent, -own.most)) * own.factor * (dp - own.dot), row);
+            float s[2] = {dot(held, row), dot(g, value)};  // the score, and dP
+            sum_over_row<DIM>(s);
+            add(sum, exp2f(fmaf(s[0], exponent, -own.most)) * own.factor * (s[1] - own.dot), row);
         }
     }
     if (valid) store_row<DIM>(head_of(dq, sizes.queries, c, d) + at, sum, sizes.scale, d, vectors);
@@ -823,10 +819,11 @@ __device__ void backward_keys(const T* dy, const T* q, const T* kv, const Row* r
             float x[kHeld<DIM>], g[kHeld<DIM>];
             read_row<DIM>(x, tile_q + query * DIM);
             read_row<DIM>(g, tile_dy + query * DIM);
-            const float s = sum_over_row<DIM>(dot(k, x)), dp = sum_over_row<DIM>(dot(v, g));
-            const float p = exp2f(fmaf(s, exponent, -row.most)) * row.factor;
+            float s[2] = {dot(k, x), dot(v, g)};  // the score, and dP
+            sum_over_row<DIM>(s);
+            const float p = exp2f(fmaf(s[0], exponent, -row.most)) * row.factor;
             add(dv, p, g);
-            add(dk, p * (dp - row.dot), x);
+            add(dk, p * (s[1] - row.dot), x);
         }
     }
     if (!valid) return;

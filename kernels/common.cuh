@@ -66,11 +66,18 @@ __device__ inline float warp_max(float x) {
     return x;
 }
 
+// The emulator of the tests has these functions too, the second one as a single operation of the warp.
 #ifndef EMULATED
 // The dynamic shared memory of the block; its size is the launch's.
 template <class T> __device__ inline T* shared_memory() {
     extern __shared__ __align__(16) unsigned char shared_bytes[];
     return reinterpret_cast<T*>(shared_bytes);
+}
+
+// y = x of the lane whose number differs in `bits`; every lane has to come here.
+template <int N> __device__ inline void shuffle_xor(const float (&x)[N], float (&y)[N], int bits) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) y[i] = __shfl_xor_sync(0xffffffffu, x[i], bits);
 }
 #endif
 

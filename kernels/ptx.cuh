@@ -21,6 +21,14 @@ __device__ inline void mma_m16n8k16(float (&d)[4], const unsigned (&a)[4], const
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+// Two such products side by side: the first 8 columns of b and d, then the others.
+template <class T>
+__device__ inline void mma_m16n16k16(float (&left)[4], float (&right)[4], const unsigned (&a)[4],
+                                     const unsigned (&b)[2][2], T type) {
+    mma_m16n8k16(left, a, b[0], type);
+    mma_m16n8k16(right, a, b[1], type);
+}
+
 __device__ inline unsigned shared_address(const void* shared) {
     return static_cast<unsigned>(__cvta_generic_to_shared(shared));
 }

@@ -52,10 +52,11 @@ inline void __syncwarp(unsigned mask = 0xffffffffu) { emulated_warp(kEmulatedSyn
 template <class T> inline T emulated_shuffle(unsigned mask, T x, unsigned source) {
     static_assert(sizeof(T) <= 64, "a shuffle moves at most 64 bytes");
     constexpr unsigned kWords = (sizeof(T) + 3) / 4;
-    unsigned words[1 + kWords] = {source};
-    __builtin_memcpy(words + 1, &x, sizeof x);
+    alignas(16) unsigned words[kWords + 1] = {};
+    __builtin_memcpy(words, &x, sizeof x);
+    words[kWords] = source;
     emulated_warp(kEmulatedShuffle | kWords << 8, mask, words);
-    __builtin_memcpy(&x, words + 1, sizeof x);
+    __builtin_memcpy(&x, words, sizeof x);
     return x;
 }
 
@@ -74,6 +75,13 @@ template <class T> inline T __shfl_down_sync(unsigned mask, T x, unsigned delta,
 template <class T> inline T __shfl_xor_sync(unsigned mask, T x, int bits, int width = 32) {
     const unsigned lane = emulated_thread.lane, other = lane ^ unsigned(bits);
     return emulated_shuffle(mask, x, other <= (lane | (width - 1u)) ? other : lane);
+}
+
+template <int N> inline void shuffle_xor(const float (&x)[N], float (&y)[N], int bits) {
+    struct alignas(16) All { float v[N]; } all;
+    for (int i = 0; i < N; ++i) all.v[i] = x[i];
+    all = __shfl_xor_sync(0xffffffffu, all, bits);
+    for (int i = 0; i < N; ++i) y[i] = all.v[i];
 }
 
 inline unsigned __ballot_sync(unsigned mask, int predicate) {

@@ -1,20 +1,32 @@
 // The functions of kernels/ptx.cuh without PTX: the emulator does what the instructions do.
 #pragma once
 
+constexpr unsigned emulated_mma(__half) { return kEmulatedMmaF16; }
+constexpr unsigned emulated_mma(__nv_bfloat16) { return kEmulatedMmaBf16; }
+
 // d += a·b for a 16×16, b 16×8 and d 16×8, spread over a warp as mma.sync.aligned.m16n8k16.row.col has them.
-inline void emulated_mma(unsigned kind, float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
-    unsigned words[10];
-    __builtin_memcpy(words, d, 16);
-    __builtin_memcpy(words + 4, a, 16);
+template <class T>
+inline void mma_m16n8k16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], T type) {
+    alignas(16) unsigned words[10];
+    __builtin_memcpy(words, a, 16);
+    __builtin_memcpy(words + 4, d, 16);
     __builtin_memcpy(words + 8, b, 8);
-    emulated_warp(kind, 0xffffffffu, words);
-    __builtin_memcpy(d, words, 16);
+    emulated_warp(emulated_mma(type) | 1u << 8, 0xffffffffu, words);
+    __builtin_memcpy(d, words + 4, 16);
 }
-inline void mma_m16n8k16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], __half) {
-    emulated_mma(kEmulatedMmaF16, d, a, b);
-}
-inline void mma_m16n8k16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], __nv_bfloat16) {
-    emulated_mma(kEmulatedMmaBf16, d, a, b);
+
+// Two such products side by side.
+template <class T>
+inline void mma_m16n16k16(float (&left)[4], float (&right)[4], const unsigned (&a)[4], const unsigned (&b)[2][2],
+                          T type) {
+    alignas(16) unsigned words[16];
+    __builtin_memcpy(words, a, 16);
+    __builtin_memcpy(words + 4, left, 16);
+    __builtin_memcpy(words + 8, right, 16);
+    __builtin_memcpy(words + 12, b, 16);
+    emulated_warp(emulated_mma(type) | 2u << 8, 0xffffffffu, words);
+    __builtin_memcpy(left, words + 4, 16);
+    __builtin_memcpy(right, words + 8, 16);
 }
 
 // Four 8×8 matrices of 16-bit numbers; lane i gives the address of row i % 8 of matrix i / 8.

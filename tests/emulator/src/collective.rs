@@ -11,7 +11,8 @@ pub struct Group {
     arrived: u32,
 }
 
-// The kinds, as include/cuda.h numbers them.
+// The kinds, as include/cuda.h numbers them. Above the lowest 8 bits a shuffle has the words of its value, and mma the
+// number of products.
 const SYNC: u32 = 0;
 const SHUFFLE: u32 = 1;
 const BALLOT: u32 = 2;
@@ -20,14 +21,14 @@ const TRANSPOSED: u32 = 4;
 const MMA_F16: u32 = 5;
 const MMA_BF16: u32 = 6;
 
-/// The most words of a value that is shuffled; a shuffle's kind has their number above its lowest 8 bits.
+/// The most words of a value that is shuffled.
 const MOST_WORDS: usize = 16;
 
 // What matrix instructions do, in runtime.cpp.
 unsafe extern "C" {
     fn emulated_ldmatrix(words: &mut [*mut u32; WARP], transposed: bool);
-    fn emulated_mma_f16(words: &mut [*mut u32; WARP]);
-    fn emulated_mma_bf16(words: &mut [*mut u32; WARP]);
+    fn emulated_mma_f16(words: &mut [*mut u32; WARP], products: u32);
+    fn emulated_mma_bf16(words: &mut [*mut u32; WARP], products: u32);
 }
 
 fn name(kind: u32) -> &'static str {
@@ -131,26 +132,26 @@ impl Group {
                     }
                     emulated_ldmatrix(words, self.kind == TRANSPOSED);
                 }
-                MMA_F16 => emulated_mma_f16(words),
-                MMA_BF16 => emulated_mma_bf16(words),
+                MMA_F16 => emulated_mma_f16(words, self.kind >> 8),
+                MMA_BF16 => emulated_mma_bf16(words, self.kind >> 8),
                 kind => unreachable!("include/cuda.h has no operation {kind}"),
             }
         }
         Ok(())
     }
 
-    /// Words: the lane to take the value from, then those of the value.
+    /// Words: those of the value, then the lane to take it from.
     unsafe fn shuffle(&self, words: &[*mut u32; WARP], count: usize) -> Result<(), (usize, String)> {
         let mut values = [[0; WARP]; MOST_WORDS];
         // SAFETY: each lane of the mask has as many words.
         unsafe {
             for lane in self.lanes() {
                 for (i, values) in values[..count].iter_mut().enumerate() {
-                    values[lane] = *words[lane].add(1 + i);
+                    values[lane] = *words[lane].add(i);
                 }
             }
             for lane in self.lanes() {
-                let source = *words[lane] as usize;
+                let source = *words[lane].add(count) as usize;
                 if source >= WARP || self.mask >> source & 1 == 0 {
                     let mask = self.mask;
                     let why =
@@ -158,7 +159,7 @@ impl Group {
                     return Err((lane, why));
                 }
                 for (i, values) in values[..count].iter().enumerate() {
-                    *words[lane].add(1 + i) = values[source];
+                    *words[lane].add(i) = values[source];
                 }
             }
         }
