@@ -490,7 +490,7 @@ typedef struct amdanet_picture {
     /**
      * An amdanet_type.
      */
-    uint32_t type_;
+    uint32_t type;
     /**
      * An amdanet_memory.
      */

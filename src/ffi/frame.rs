@@ -63,7 +63,7 @@ pub struct amdanet_picture {
     /// An amdanet_channels.
     pub channels: u32,
     /// An amdanet_type.
-    pub type_: u32,
+    pub r#type: u32,
     /// An amdanet_memory.
     pub memory: u32,
     /// 0.
@@ -292,7 +292,7 @@ impl Source {
     fn new(name: &'static str, picture: &amdanet_picture, width: usize, height: usize) -> Result<Self> {
         let &amdanet_picture { data, length, stride, memory, black, white, .. } = picture;
         let channels = channels(&format!("{name}.channels"), picture.channels)?;
-        let kind = type_of(&format!("{name}.type"), picture.type_)?;
+        let kind = type_of(&format!("{name}.type"), picture.r#type)?;
         reserved(&format!("{name}.reserved"), picture.reserved)?;
         let range = (black != 0.0 || white != 0.0).then_some((black, white));
         if !(white - black).is_finite() || range.is_some() && white == black {
