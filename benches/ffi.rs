@@ -21,7 +21,8 @@ fn main() -> Result<(), Failure> {
     let mut arguments = std::env::args().skip(1).filter(|a| !a.starts_with('-'));
     let name = arguments.next().unwrap_or_else(|| "b0".into());
     let size = arguments.next().unwrap_or_else(|| "480x640".into());
-    let encoder = Encoder::ALL.into_iter().find(|e| e.name() == name).ok_or("the encoders are nano, b0, …, b5")?;
+    let encoder =
+        Encoder::ALL.into_iter().find(|e| e.name() == name).ok_or("the encoders are nano, b0, …, b5")?;
     let (height, width) = size.split_once('x').ok_or("a size is written HEIGHTxWIDTH, as 480x640")?;
     let (height, width): (usize, usize) = (height.parse()?, width.parse()?);
 
@@ -103,7 +104,12 @@ impl Drop for Caller {
 }
 
 /// The same frame by the interface and by the library, one after the other; the library copies its results too.
-fn overhead(network: &Amdanet, model: *const amdanet_model, width: usize, height: usize) -> Result<(), Failure> {
+fn overhead(
+    network: &Amdanet,
+    model: *const amdanet_model,
+    width: usize,
+    height: usize,
+) -> Result<(), Failure> {
     let mut caller = Caller::new(model, 0, width, height)?;
     let mut session = Engine::new(network)?.session();
     let (mut fused, mut labels) = (caller.fused.clone(), caller.labels.clone());
@@ -186,7 +192,10 @@ fn scaling(model: *const amdanet_model, width: usize, height: usize) -> Result<(
             one = rate;
         }
         let seconds = start.elapsed().as_secs_f64();
-        println!("{sessions} sessions of one thread: {rate:.2} frames/s, {:.2} times one; {seconds:.1} s", rate / one);
+        println!(
+            "{sessions} sessions of one thread: {rate:.2} frames/s, {:.2} times one; {seconds:.1} s",
+            rate / one
+        );
     }
     Ok(())
 }

@@ -136,7 +136,13 @@ fn little_endian(is: bool) -> Result<(), String> {
 }
 
 /// The tensors of the state dict, which is the object itself or lies under one of [`UNDER`].
-fn load(file: &mut dyn Source, len: u64, made: &Pickle, top: Value, places: &Places) -> Result<State, String> {
+fn load(
+    file: &mut dyn Source,
+    len: u64,
+    made: &Pickle,
+    top: Value,
+    places: &Places,
+) -> Result<State, String> {
     let has_tensors =
         |&dict: &Value| made.dict(dict).is_some_and(|d| d.iter().any(|(_, v)| made.tensor(*v).is_some()));
     let inner = || UNDER.iter().filter_map(|key| made.get(top, key)).find(has_tensors);

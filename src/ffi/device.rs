@@ -49,7 +49,8 @@ fn devices() -> &'static [amdanet_device] {
     static DEVICES: OnceLock<Vec<amdanet_device>> = OnceLock::new();
     DEVICES.get_or_init(|| {
         let mut devices = vec![named(amdanet_device_kind::Cpu, 0, 0, &cpu_name())];
-        for (ordinal, found) in gpu::find().map(|found| found.devices).unwrap_or_default().iter().enumerate() {
+        for (ordinal, found) in gpu::find().map(|found| found.devices).unwrap_or_default().iter().enumerate()
+        {
             let fit = kernels::fit(found.capability).unwrap_or_else(|why| why);
             let name = format!("{found}; not usable through this interface yet; {fit}");
             devices.push(named(amdanet_device_kind::Cuda, ordinal as u32, found.bytes as u64, &name));

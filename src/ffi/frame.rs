@@ -133,10 +133,7 @@ unsafe impl Struct for amdanet_frame {
 /// Errors: AMDANET_STATUS_INVALID_ARGUMENT when `frame` is NULL or `struct_size` is no size of it.
 #[unsafe(no_mangle)]
 #[must_use]
-pub unsafe extern "C" fn amdanet_frame_init(
-    frame: *mut amdanet_frame,
-    struct_size: usize,
-) -> amdanet_status {
+pub unsafe extern "C" fn amdanet_frame_init(frame: *mut amdanet_frame, struct_size: usize) -> amdanet_status {
     // SAFETY: the caller says that so many bytes may be written.
     guard(|| unsafe { sized::init(frame, struct_size) })
 }
@@ -174,7 +171,9 @@ impl Rows {
                 let what = "CUDA memory: this version computes on the CPU; copy it to the program's own";
                 return Err(Failure::new(amdanet_status::Unsupported, format!("{name}.memory: {what}")));
             }
-            m => return Err(Failure::argument(format!("{name}.memory"), format!("{m} is no amdanet_memory"))),
+            m => {
+                return Err(Failure::argument(format!("{name}.memory"), format!("{m} is no amdanet_memory")));
+            }
         }
         let stride = if stride == 0 { row } else { stride };
         if stride < row {
@@ -182,7 +181,8 @@ impl Rows {
             return Err(Failure::argument(format!("{name}.stride"), what));
         }
         let end = (height - 1).checked_mul(stride).and_then(|n| n.checked_add(row));
-        let end = end.filter(|&end| (data as usize).checked_add(end).is_some_and(|e| isize::try_from(e).is_ok()));
+        let end =
+            end.filter(|&end| (data as usize).checked_add(end).is_some_and(|e| isize::try_from(e).is_ok()));
         let Some(needed) = end else {
             let what = format!("{height} rows of {stride} bytes are more than an address space");
             return Err(Failure::argument(format!("{name}.stride"), what));
@@ -200,7 +200,8 @@ impl Rows {
     /// The caller's promise still holds: the memory is there, and nobody writes to it.
     unsafe fn read(&self) -> impl Iterator<Item = &[u8]> {
         // SAFETY: `new` checked that the rows lie within the memory.
-        (0..self.height).map(|y| unsafe { std::slice::from_raw_parts(self.data.add(y * self.stride), self.row) })
+        (0..self.height)
+            .map(|y| unsafe { std::slice::from_raw_parts(self.data.add(y * self.stride), self.row) })
     }
 
     /// All rows in one piece, if there is nothing between them.
@@ -402,7 +403,8 @@ impl Frame {
         };
         let (width, height) = (side("frame.width", frame.width)?, side("frame.height", frame.height)?);
         if !frame.stream.is_null() {
-            let what = "frame.stream: this version computes on the CPU, which has no CUDA streams: leave it NULL";
+            let what =
+                "frame.stream: this version computes on the CPU, which has no CUDA streams: leave it NULL";
             return Err(Failure::new(amdanet_status::Unsupported, what));
         }
         let sources = [

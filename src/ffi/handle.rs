@@ -1,8 +1,8 @@
 //! Pointers to objects of the library, which the caller hands back.
 
 use std::collections::HashSet;
-use std::ffi::c_char;
 use std::ffi::CStr;
+use std::ffi::c_char;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
 use super::status::{Failure, Result};

@@ -193,7 +193,9 @@ pub unsafe extern "C" fn amdanet_session_create(
         if let Some((width, height)) = params.fixed {
             core.warm(&params, width, height)?;
         }
-        log(amdanet_log_level::Info, || format!("made a session on the CPU with {} threads", core.pool.len()));
+        log(amdanet_log_level::Info, || {
+            format!("made a session on the CPU with {} threads", core.pool.len())
+        });
         // SAFETY: the place was checked above.
         unsafe { handle::give(Session::new(params, core), session) };
         Ok(())

@@ -66,7 +66,9 @@ impl Failure {
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let status = match &error {
-            Error::Io { source, .. } if source.kind() == std::io::ErrorKind::OutOfMemory => Status::OutOfMemory,
+            Error::Io { source, .. } if source.kind() == std::io::ErrorKind::OutOfMemory => {
+                Status::OutOfMemory
+            }
             Error::Io { .. } => Status::Io,
             Error::File { .. } => Status::BadFile,
             Error::Cuda { .. } => Status::Unsupported,

@@ -186,12 +186,7 @@ impl Session {
     ///
     /// # Errors
     /// As [`Session::run`].
-    pub fn run_watched(
-        &mut self,
-        pairs: &Pairs,
-        wanted: Wanted,
-        watch: Watch,
-    ) -> Result<Option<Output<'_>>> {
+    pub fn run_watched(&mut self, pairs: &Pairs, wanted: Wanted, watch: Watch) -> Result<Option<Output<'_>>> {
         self.compute(pairs, wanted, Some(watch))
     }
 
@@ -221,12 +216,7 @@ impl Session {
         Ok(self.networks.entry((batch, height, width, wanted)).or_insert_with(make))
     }
 
-    fn compute(
-        &mut self,
-        pairs: &Pairs,
-        wanted: Wanted,
-        watch: Option<Watch>,
-    ) -> Result<Option<Output<'_>>> {
+    fn compute(&mut self, pairs: &Pairs, wanted: Wanted, watch: Option<Watch>) -> Result<Option<Output<'_>>> {
         let Pairs { batch, height, width, visible, infrared } = *pairs;
         self.network(pairs, wanted)?;
         let Self { engine, networks, memory, scratch } = self;
