@@ -32,33 +32,35 @@ fn run(command: &mut Command) -> String {
     out
 }
 
-/// The library, installed below a folder that ends with the tests, and what the programs read.
+/// The library, installed below a folder, and what the programs read.
 struct Installed {
-    folder: tempfile::TempDir,
+    folder: PathBuf,
 }
 
 static INSTALLED: LazyLock<Installed> = LazyLock::new(|| {
-    let folder = tempfile::tempdir().unwrap();
+    // In the target folder, because nothing would remove it at the end; two profiles may be tested at once.
     let profile = if cfg!(debug_assertions) { "dev" } else { "release" };
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("ffi-{profile}"));
+    let _ = fs::remove_dir_all(&folder);
     let mut install = Command::new(root().join("scripts/install"));
-    install.env("DESTDIR", folder.path()).env("PREFIX", "/usr").env_remove("LIBDIR").env("PROFILE", profile);
+    install.env("DESTDIR", &folder).env("PREFIX", "/usr").env_remove("LIBDIR").env("PROFILE", profile);
     run(&mut install);
-    prepare(&folder.path().join("data"));
+    prepare(&folder.join("data"));
     Installed { folder }
 });
 
 impl Installed {
     fn library(&self) -> PathBuf {
-        self.folder.path().join("usr/lib")
+        self.folder.join("usr/lib")
     }
 
     fn data(&self) -> PathBuf {
-        self.folder.path().join("data")
+        self.folder.join("data")
     }
 
     /// A compiled program of `tests/ffi`.
     fn program(&self, name: &str) -> PathBuf {
-        let program = self.folder.path().join(name);
+        let program = self.folder.join(name);
         let source = root().join(format!("tests/ffi/{name}.c"));
         let mut compile = Command::new("cc");
         compile.args(C).arg("-o").arg(&program).arg(source).args(self.flags()).arg("-lpthread");
@@ -68,7 +70,7 @@ impl Installed {
 
     /// What pkg-config says, for the folder instead of the system; by hand where there is none.
     fn flags(&self) -> Vec<String> {
-        let usr = self.folder.path().join("usr");
+        let usr = self.folder.join("usr");
         let mut ask = Command::new("pkg-config");
         ask.args(["--define-variable"]).arg(format!("prefix={}", usr.display()));
         ask.arg("--define-variable").arg(format!("libdir={}", self.library().display()));
@@ -195,7 +197,8 @@ fn a_status_that_is_not_looked_at_is_a_warning() {
     fs::write(&source, "#include <amdanet.h>\nint main(void) { amdanet_session_run(0, 0); return 0; }\n")
         .unwrap();
     let mut compile = Command::new("cc");
-    let output = compile.args(C).arg("-fsyntax-only").arg("-I").arg(root().join("include")).arg(&source);
+    let output =
+        compile.args(C).args(["-c", "-o", "/dev/null", "-I"]).arg(root().join("include")).arg(&source);
     let output = output.output().unwrap();
     assert!(!output.status.success() && String::from_utf8_lossy(&output.stderr).contains("unused-result"));
 }
@@ -243,16 +246,16 @@ fn the_libraries_are_as_a_distribution_wants_them() {
     {
         assert!(installed.library().join(file).exists(), "{file}");
     }
-    assert!(installed.folder.path().join("usr/include/amdanet.h").exists());
+    assert!(installed.folder.join("usr/include/amdanet.h").exists());
 }
 
 #[test]
 fn the_archive_links_too() {
     let installed = &*INSTALLED;
-    let program = installed.folder.path().join("static");
+    let program = installed.folder.join("static");
     let mut compile = Command::new("cc");
     compile.args(C).arg("-o").arg(&program).arg(root().join("tests/ffi/old.c"));
-    compile.arg("-I").arg(installed.folder.path().join("usr/include"));
+    compile.arg("-I").arg(installed.folder.join("usr/include"));
     compile.arg(installed.library().join("libamdanet.a"));
     run(compile.args(["-lgcc_s", "-lutil", "-lrt", "-lpthread", "-lm", "-ldl"]));
     run(Command::new(&program).arg(installed.data()));
@@ -281,11 +284,14 @@ fn programs_of_older_and_newer_headers() {
 #[test]
 fn a_thousand_frames_leave_nothing_behind() {
     let installed = &*INSTALLED;
-    let mut program = Command::new(installed.program("frames"));
-    let said = run(program.arg(installed.data()).arg("1000"));
-    let pages: Vec<i64> = said.lines().map(|line| line.parse().unwrap()).collect();
-    // A page or two come and go in the allocator.
-    assert!(pages.len() == 2 && pages[1] - pages[0] <= 64, "{pages:?} pages of 4 KiB");
+    let program = installed.program("frames");
+    // 36 are more sizes than a session keeps plans for: after ten frames they have not all been met.
+    for (sizes, from) in [("1", 0), ("36", 1)] {
+        let said = run(Command::new(&program).arg(installed.data()).args(["1000", sizes]));
+        let pages: Vec<i64> = said.lines().map(|line| line.parse().unwrap()).collect();
+        // A few pages come and go in the C library's allocator.
+        assert!(pages.len() == 3 && pages[2] - pages[from] <= 16, "{sizes} sizes: {pages:?} pages of 4 KiB");
+    }
 }
 
 /// Under valgrind where there is one, else with the compiler's own checks of the program.
@@ -293,7 +299,7 @@ fn a_thousand_frames_leave_nothing_behind() {
 fn no_memory_is_lost_or_misused() {
     let installed = &*INSTALLED;
     let valgrind = Command::new("valgrind").arg("--version").output().is_ok();
-    for (name, more) in [("frames", Some("100")), ("errors", None)] {
+    for (name, more) in [("frames", &["100", "36"][..]), ("errors", &[])] {
         let program = installed.program(name);
         let mut command = if valgrind {
             let mut command = Command::new("valgrind");
@@ -307,7 +313,7 @@ fn no_memory_is_lost_or_misused() {
             command.args(["--errors-for-leak-kinds=definite", "--num-callers=30"]).arg(program);
             command
         } else {
-            let checked = installed.folder.path().join(format!("{name}-checked"));
+            let checked = installed.folder.join(format!("{name}-checked"));
             let mut compile = Command::new("cc");
             compile.args(C).arg("-fsanitize=address,undefined").arg("-o").arg(&checked);
             compile.arg(root().join(format!("tests/ffi/{name}.c"))).args(installed.flags());

@@ -1,5 +1,5 @@
-/* FOLDER N: N frames of changing sizes in one session, between loading and freeing. Prints the process's size in pages after
- * a tenth of them and after all. */
+/* FOLDER N SIZES: N frames of so many sizes in one session, between loading and freeing. Prints the process's size in pages
+ * after ten, a half of them, and all. */
 #include "check.h"
 
 static long pages(void)
@@ -13,14 +13,13 @@ static long pages(void)
 
 int main(int count, char **arguments)
 {
-    CHECK(count == 3);
-    int frames = atoi(arguments[2]);
+    CHECK(count == 4);
+    int frames = atoi(arguments[2]), sizes = atoi(arguments[3]);
     amdanet_model *model = network(arguments[1]);
     amdanet_session *session = session_of(model, 1);
     uint64_t ticket;
     for (int i = 0; i < frames; i++) {
-        /* More sizes than a session keeps plans for. */
-        struct pair pair = make_pair(32 + (uint32_t)(i % 4), 32 + (uint32_t)(i % 9));
+        struct pair pair = make_pair(32 + (uint32_t)(i % sizes % 4), 32 + (uint32_t)(i % sizes % 9));
         amdanet_frame frame = frame_of(&pair);
         if (i % 2 == 0) {
             OK(amdanet_session_run(session, &frame));
@@ -29,7 +28,7 @@ int main(int count, char **arguments)
             OK(amdanet_session_wait(session, ticket, AMDANET_WAIT_FOREVER));
         }
         free_pair(&pair);
-        if (i + 1 == frames / 10 || i + 1 == frames) {
+        if (i + 1 == 10 || i + 1 == frames / 2 || i + 1 == frames) {
             printf("%ld\n", pages());
         }
     }

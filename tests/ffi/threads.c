@@ -222,7 +222,7 @@ static void queue(void)
 
     /* Freed with a frame under way, one in the queue, and a thread that waits for that. */
     pthread_t thread, freeing;
-    held.go_on = 0;
+    held.go_on = held.inside = 0;
     held.ticket = 99;
     frame = prepared(&pairs[0]);
     memset(pairs[0].fused, 0, WIDTH * HEIGHT * 3);
