@@ -38,12 +38,11 @@ struct Installed {
 }
 
 static INSTALLED: LazyLock<Installed> = LazyLock::new(|| {
-    // In the target folder, because nothing would remove it at the end; two profiles may be tested at once.
-    let profile = if cfg!(debug_assertions) { "dev" } else { "release" };
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("ffi-{profile}"));
+    // In the target folder, because nothing would remove it at the end. Optimised, as users get it: valgrind takes its time.
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("ffi");
     let _ = fs::remove_dir_all(&folder);
     let mut install = Command::new(root().join("scripts/install"));
-    install.env("DESTDIR", &folder).env("PREFIX", "/usr").env_remove("LIBDIR").env("PROFILE", profile);
+    install.env("DESTDIR", &folder).env("PREFIX", "/usr").env_remove("LIBDIR").env_remove("PROFILE");
     run(&mut install);
     prepare(&folder.join("data"));
     Installed { folder }
@@ -289,8 +288,8 @@ fn a_thousand_frames_leave_nothing_behind() {
     for (sizes, from) in [("1", 0), ("36", 1)] {
         let said = run(Command::new(&program).arg(installed.data()).args(["1000", sizes]));
         let pages: Vec<i64> = said.lines().map(|line| line.parse().unwrap()).collect();
-        // A few pages come and go in the C library's allocator.
-        assert!(pages.len() == 3 && pages[2] - pages[from] <= 16, "{sizes} sizes: {pages:?} pages of 4 KiB");
+        // The C library's allocator settles within some pages; 64 of them are 262 bytes for each frame.
+        assert!(pages.len() == 3 && pages[2] - pages[from] <= 64, "{sizes} sizes: {pages:?} pages of 4 KiB");
     }
 }
 

@@ -4,7 +4,7 @@ use std::ffi::c_char;
 use std::sync::OnceLock;
 
 use super::sized::{self, Struct};
-use super::status::{Failure, Result, amdanet_status, guard};
+use super::status::{Failure, Result, amdanet_status, beginning, guard};
 use crate::cuda::{gpu, kernels};
 
 /// A kind of device.
@@ -67,8 +67,8 @@ fn cpu_name() -> String {
 fn named(kind: amdanet_device_kind, ordinal: u32, memory: u64, name: &str) -> amdanet_device {
     let usable = u32::from(kind == amdanet_device_kind::Cpu);
     let mut device = amdanet_device { kind: kind as u32, ordinal, memory, usable, ..sized::zeroed() };
-    let end = name.floor_char_boundary(device.name.len() - 1);
-    device.name.iter_mut().zip(name[..end].bytes()).for_each(|(to, byte)| *to = byte as c_char);
+    let name = beginning(name, device.name.len() - 1);
+    device.name.iter_mut().zip(name.bytes()).for_each(|(to, byte)| *to = byte as c_char);
     device
 }
 

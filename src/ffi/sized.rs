@@ -28,7 +28,7 @@ pub fn zeroed<T: Struct>() -> T {
 
 fn check_size<T: Struct>(size: usize) -> Result<()> {
     // A multiple of a pointer's size, so that none is ever cut in two.
-    if !(size_of::<usize>()..=MOST).contains(&size) || size % size_of::<usize>() != 0 {
+    if !(size_of::<usize>()..=MOST).contains(&size) || !size.is_multiple_of(size_of::<usize>()) {
         let name = T::NAME;
         let what = format!("{size} bytes: set it to sizeof({name}), or call the structure's init function");
         return Err(Failure::argument(format!("{name}.struct_size"), what));

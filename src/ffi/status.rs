@@ -105,6 +105,12 @@ pub fn guard(entry: impl FnOnce() -> Result<()>) -> Status {
     }
 }
 
+/// As much of a text as fits into so many bytes, cut between characters.
+pub fn beginning(text: &str, most: usize) -> &str {
+    let mut ends = (0..=most.min(text.len())).rev();
+    &text[..ends.find(|&end| text.is_char_boundary(end)).unwrap_or(0)]
+}
+
 /// The message of the last call in this thread that returned another status than AMDANET_STATUS_OK: one line of UTF-8 that
 /// names the argument or file, its value, and where possible the remedy. Calls that succeed leave it as it is; it is empty
 /// before the first failure. What failed on another thread, in amdanet_session_submit, is this thread's once
@@ -118,7 +124,7 @@ pub fn guard(entry: impl FnOnce() -> Result<()>) -> Status {
 pub unsafe extern "C" fn amdanet_last_error(buffer: *mut c_char, length: usize) -> usize {
     let message = LAST.try_with(|last| last.borrow().clone()).unwrap_or_default();
     if !buffer.is_null() && length > 0 {
-        let end = message.floor_char_boundary(message.len().min(length - 1));
+        let end = beginning(&message, length - 1).len();
         // SAFETY: the caller says that `length` bytes at `buffer` may be written, and there are at most that many.
         unsafe {
             std::ptr::copy_nonoverlapping(message.as_ptr(), buffer.cast(), end);
