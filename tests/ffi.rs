@@ -42,7 +42,7 @@ static INSTALLED: LazyLock<Installed> = LazyLock::new(|| {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("ffi");
     let _ = fs::remove_dir_all(&folder);
     let mut install = Command::new(root().join("scripts/install"));
-    install.env("DESTDIR", &folder).env("PREFIX", "/usr").env_remove("LIBDIR").env_remove("PROFILE");
+    install.env("DESTDIR", &folder).env("PREFIX", "/usr").env_remove("LIBDIR");
     run(&mut install);
     prepare(&folder.join("data"));
     Installed { folder }
