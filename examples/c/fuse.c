@@ -96,7 +96,7 @@ int main(int count, char **arguments)
     }
     struct image visible = read_image(arguments[2], 6), infrared = read_image(arguments[3], 5);
     if (visible.width != infrared.width || visible.height != infrared.height) {
-        fail(arguments[3], "must be of the size of the visible picture");
+        fail(arguments[3], "it and the visible picture must be of one size");
     }
     struct image fused = new_image(visible.width, visible.height, 3);
     struct image labels = new_image(visible.width, visible.height, 1);

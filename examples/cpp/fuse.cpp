@@ -63,7 +63,7 @@ static void fuse(char **paths)
 {
     Image visible = read_image(paths[1], "P6"), infrared = read_image(paths[2], "P5");
     if (visible.width != infrared.width || visible.height != infrared.height) {
-        throw std::runtime_error(std::string(paths[2]) + ": must be of the size of the visible picture");
+        throw std::runtime_error(std::string(paths[2]) + ": it and the visible picture must be of one size");
     }
     Image fused = visible, labels = infrared;
 
