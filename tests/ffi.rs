@@ -11,6 +11,8 @@ use amdanet::infer::{Engine, Pairs, Pixels, Wanted};
 use amdanet::model::Arch;
 
 mod common;
+#[path = "ffi/examples.rs"]
+mod examples;
 
 /// As in `tests/ffi/check.h`.
 const WIDTH: usize = 48;
