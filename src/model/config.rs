@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::SMALLEST_SIDE;
 use crate::{Error, Result};
 
 /// Which of the two published forms of the network is computed.
@@ -197,8 +198,13 @@ impl ModelConfig {
                     level + 1
                 ));
             }
-            if !(1..=8).contains(&sr) {
-                return fail(format!("level {}: sr = {sr} must be 1 to 8", level + 1));
+            // With more the smallest picture would have no keys.
+            let rows = SMALLEST_SIDE >> (2 + level);
+            if !(1..=rows).contains(&sr) {
+                return fail(format!(
+                    "level {}: sr = {sr} must be 1 to {rows}, the rows that a picture of {SMALLEST_SIDE} has there",
+                    level + 1
+                ));
             }
         }
         if self.mlp_ratio == 0 || self.decoder_dim == 0 || self.fusion_dim == 0 {
@@ -241,6 +247,17 @@ mod tests {
                     (config.parameters_at_least(), Amdanet::new(config).unwrap().params.count() as f64);
                 assert!(bound < exact && exact < 2.0 * bound, "{encoder} {arch}: {bound} of {exact}");
             }
+        }
+    }
+
+    #[test]
+    fn the_smallest_picture_keeps_a_key_at_every_level() {
+        let base = ModelConfig::new(Encoder::Nano, Arch::Release, 9);
+        base.validate().unwrap();
+        for level in 0..4 {
+            let mut config = base.clone();
+            config.sr[level] += 1;
+            assert!(config.validate().unwrap_err().to_string().contains("sr = "));
         }
     }
 
