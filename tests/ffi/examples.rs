@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use super::{HEIGHT, INSTALLED, Installed, WIDTH, common, root, run};
+use super::{HEIGHT, INSTALLED, Installed, WIDTH, root, run};
 
 /// Without what only tests need: users compile the examples with no more than this.
 const WARNINGS: &[&str] = &["-Wall", "-Wextra", "-Werror", "-pedantic"];
