@@ -29,7 +29,7 @@ impl Pair {
         fs::write(path("vi.ppm"), netpbm("P6", "# a comment\n", &visible)).unwrap();
         fs::write(path("ir.pgm"), netpbm("P5", "", &infrared)).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_amdanet"));
-        command.args(["run", "--save", "fused", "labels", "--weights"]).arg(weights(installed));
+        command.args(["run", "--save", "fused,labels", "--weights"]).arg(weights(installed));
         command.arg("--visible").arg(path("vi.png")).arg("--infrared").arg(path("ir.png"));
         run(command.arg("--out").arg(path("out")));
         let made = |kind: &str| image::open(path("out").join(kind).join("vi.png")).unwrap();
