@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use super::{HEIGHT, INSTALLED, Installed, WIDTH, common, root, run};
+use super::{HEIGHT, INSTALLED, Installed, WIDTH, root, run};
 
 /// Without what only tests need: users compile the examples with no more than this.
 const WARNINGS: &[&str] = &["-Wall", "-Wextra", "-Werror", "-pedantic"];
@@ -29,7 +29,7 @@ impl Pair {
         fs::write(path("vi.ppm"), netpbm("P6", "# a comment\n", &visible)).unwrap();
         fs::write(path("ir.pgm"), netpbm("P5", "", &infrared)).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_amdanet"));
-        command.args(["run", "--save", "fused", "labels", "--weights"]).arg(weights(installed));
+        command.args(["run", "--save", "fused,labels", "--weights"]).arg(weights(installed));
         command.arg("--visible").arg(path("vi.png")).arg("--infrared").arg(path("ir.png"));
         run(command.arg("--out").arg(path("out")));
         let made = |kind: &str| image::open(path("out").join(kind).join("vi.png")).unwrap();
