@@ -15,8 +15,11 @@ mod packed;
 mod picture;
 mod text;
 
+/// Takes an input apart and tries it.
+pub type Target = fn(&[u8]);
+
 /// The targets by the names of their folders in `fuzz/corpus`.
-pub const ALL: [(&str, fn(&[u8])); 5] = [
+pub const ALL: [(&str, Target); 5] = [
     ("checkpoint", checkpoint::run),
     ("packed", packed::run),
     ("picture", picture::run),
