@@ -84,7 +84,7 @@ impl ModelOptions {
             let list: Vec<Value> = rows.iter().map(|row| row.json("latency_ms")).collect();
             let network = json!({
                 "encoder": config.encoder_name(), "arch": config.arch, "classes": config.classes, "size": size,
-                "gflop": gflop, "packing_seconds": (!is_packed).then_some(seconds), "end_to_end_ms": end_to_end.map(|row| row.time), "batches": list,
+                "gflop": gflop, "packed_s": (!is_packed).then_some(seconds), "opened_s": is_packed.then_some(seconds), "end_to_end_ms": end_to_end.map(|row| row.time), "batches": list,
             });
             return say_json(&merged(merged(list[0].clone(), network), options.circumstances(&device)));
         }
