@@ -22,15 +22,19 @@ impl Fibers {
         Self { stacks: Vec::new(), waiting: Vec::new(), yielder: std::ptr::null() }
     }
 
-    /// Makes ready for a block; after an error fibers of the last one may be left.
+    /// Makes ready for a block.
     pub fn begin_block(&mut self, threads: usize) {
+        self.waiting.resize_with(threads, || None);
+    }
+
+    /// Takes the stacks of the fibers that will not go on, as an error leaves them.
+    fn abandon(&mut self) {
         for mut fiber in self.waiting.drain(..).flatten() {
             // SAFETY: on its stack are frames of device code, which has no destructors, and of functions here that hold
-            // nothing while they wait.
+            // nothing while they wait. Dropped as it is, a fiber would unwind through them.
             unsafe { fiber.force_reset() };
             self.stacks.push(fiber.into_stack());
         }
-        self.waiting.resize_with(threads, || None);
     }
 
     /// Runs a thread and those that it gives way to, until it is nobody's turn.
@@ -63,6 +67,7 @@ impl Fibers {
                     }
                 }
             }
+            (*block).fibers.abandon();
         }
     }
 
