@@ -2,6 +2,12 @@
 // fused multiply-add would move some positions across a whole number.
 #pragma once
 
+// Numbers (…, h, w, C).
+template <class T> struct Map {
+    const T* data;
+    int h, w;
+};
+
 struct Axis {
     int input, output;
     float scale;

@@ -84,18 +84,25 @@ __device__ void forward_pixels(const T* first, const T* second, M m, float lambd
     }
 }
 
-// x, y (2, pixels, C), m (pixels), λ a number in memory. Any grid.
-template <class T>
-__device__ void forward(const T* x, const T* m, const float* lambda, T* y, int pixels, int c, int gated, float tau) {
+// x, y (2, pixels, C); `vectors`: what m reads can be moved by 16 bytes. Any grid.
+template <class T, class M>
+__device__ void forward_maps(const T* x, M m, bool vectors, float lambda, T* y, int pixels, int c, int gated,
+                             float tau) {
     const size_t half = static_cast<size_t>(pixels) * c;
     const T* first = gated ? x : x + half;
     const T* second = gated ? x + half : x;
-    const auto mask = [&](long long pixel, int, const auto&) { return pixel < pixels ? to_float(m[pixel]) : 0.0f; };
-    if (aligned<T>(c, x, y)) {
-        forward_pixels<kLanes<T>>(first, second, mask, *lambda, y, y + half, pixels, c, gated, tau);
+    if (vectors && aligned<T>(c, x, y)) {
+        forward_pixels<kLanes<T>>(first, second, m, lambda, y, y + half, pixels, c, gated, tau);
     } else {
-        forward_pixels<1>(first, second, mask, *lambda, y, y + half, pixels, c, gated, tau);
+        forward_pixels<1>(first, second, m, lambda, y, y + half, pixels, c, gated, tau);
     }
+}
+
+// m (pixels), λ a number in memory.
+template <class T>
+__device__ void forward(const T* x, const T* m, const float* lambda, T* y, int pixels, int c, int gated, float tau) {
+    const auto mask = [&](long long pixel, int, const auto&) { return pixel < pixels ? to_float(m[pixel]) : 0.0f; };
+    forward_maps(x, mask, true, *lambda, y, pixels, c, gated, tau);
 }
 
 // m = σ(hidden·weight + bias): hidden (pixels, C), weight (C).
@@ -118,19 +125,11 @@ template <class T> struct Scored {
     }
 };
 
-// `forward` with such an m. Any grid.
+// `forward` with such an m.
 template <class T>
 __device__ void scored(const T* x, const T* hidden, const float* weight, float bias, float lambda, T* y, int pixels,
                        int c, int gated, float tau) {
-    const size_t half = static_cast<size_t>(pixels) * c;
-    const T* first = gated ? x : x + half;
-    const T* second = gated ? x + half : x;
-    const Scored<T> mask{hidden, weight, bias, c};
-    if (aligned<T>(c, x, hidden, y)) {
-        forward_pixels<kLanes<T>>(first, second, mask, lambda, y, y + half, pixels, c, gated, tau);
-    } else {
-        forward_pixels<1>(first, second, mask, lambda, y, y + half, pixels, c, gated, tau);
-    }
+    forward_maps(x, Scored<T>{hidden, weight, bias, c}, aligned<T>(c, hidden), lambda, y, pixels, c, gated, tau);
 }
 
 // Returns what this thread has of dλ.

@@ -20,11 +20,6 @@ __device__ inline Blend blend_of(const Axis& axis, int i) {
     return {tap.near, tap.far, 1.0f - tap.weight, tap.weight};
 }
 
-template <class T> struct Map {
-    const T* data;
-    int h, w;
-};
-
 // Row `row` of one map at the column whose taps are `columns`, for taps (ky, 0 .. 2): its streams blended and summed.
 template <int N, int STREAMS, class T>
 __device__ inline void across(const Map<T>& map, int row, int ky, const Blend* columns, int channel, int o,

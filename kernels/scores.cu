@@ -8,11 +8,6 @@
 #include <bilinear.cuh>
 #include <common.cuh>
 
-template <class T> struct Map {
-    const T* data;
-    int h, w;
-};
-
 // (1 − weight)·near + weight·far
 __device__ inline float blend(float near, float far, float weight) { return fmaf(weight, far - near, near); }
 

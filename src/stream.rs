@@ -11,11 +11,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::infer::{Pairs, Pixels};
-use crate::model::SMALLEST_SIDE;
+use crate::model::{LARGEST_SIDE, SMALLEST_SIDE};
 use crate::{Error, Result};
-
-/// The largest side of a frame.
-const LARGEST_SIDE: usize = 16384;
 
 /// Frames that neighbours share.
 const SHARED: usize = 2;

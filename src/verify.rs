@@ -261,7 +261,6 @@ fn verify_here(path: &Path, device: &Device, precision: Precision) -> Result<Rep
         ModelConfig { drop_path: 0.0, dropout: 0.0, ..ModelConfig::new(h.config, h.arch, h.classes) };
     let mut model = Amdanet::new(nothing_random)?;
     fill(&mut model.params, h.seed)?;
-    let packed = Engine::new(&model)?.to(device, precision.dtype())?;
     model.params.place(device, precision.dtype())?;
     let scene = Scene::of(h)?;
     let mut report = Report { groups: Vec::new() };
@@ -278,7 +277,7 @@ fn verify_here(path: &Path, device: &Device, precision: Precision) -> Result<Rep
         outputs(path, &golden, &out, "eval", output, &mut report)?;
         features(path, &golden, &pass, output, &mut report)?;
     }
-    engine(path, &golden, packed, &scene, output, &mut report)?;
+    engine(path, &golden, &model, &scene, output, &mut report)?;
     if let Some(steps) = h.steps.filter(|_| precision == Precision::F32) {
         let before = model.params.clone();
         training(path, &golden, &mut model, &scene, steps, &mut report)?;
@@ -311,13 +310,13 @@ fn outputs(
 fn engine(
     path: &Path,
     golden: &Golden,
-    engine: Engine,
+    model: &Amdanet,
     scene: &Scene,
     tolerance: f64,
     report: &mut Report,
 ) -> Result<()> {
     let wanted = Wanted { image: true, logits: true, probabilities: false };
-    let mut session = engine.session();
+    let mut session = Engine::new(model)?.session();
     let output = session.run(&Pairs::new(&scene.visible, &scene.infrared)?, wanted)?;
     let shape = scene.visible.shape();
     for (name, numbers) in [("logits", output.logits), ("image", output.image)] {

@@ -6,8 +6,11 @@ use amdanet::infer::{Engine, Pairs, Pixels, Wanted};
 use amdanet::model::{Amdanet, Arch, Encoder, ModelConfig};
 use amdanet::nn::Pass;
 use amdanet::random::Stream;
-use amdanet::{DType, Device, Tensor, verify};
-use emulator::{Emulator, Options};
+use amdanet::{DType, Precision, Tensor, verify};
+
+#[path = "common/device.rs"]
+mod device;
+use device::device;
 
 fn model(encoder: Encoder, arch: Arch) -> Amdanet {
     let mut model = Amdanet::new(ModelConfig::new(encoder, arch, 9)).unwrap();
@@ -190,21 +193,13 @@ fn every_instruction_set_computes_the_network() {
     }
 }
 
-/// The emulator, or a real device where `AMDANET_TEST_DEVICE` is `cuda`.
-fn device() -> Device {
-    Device::Cuda(match std::env::var_os("AMDANET_TEST_DEVICE").is_some_and(|name| name == "cuda") {
-        true => amdanet::cuda::open(0, false).unwrap(),
-        false => Emulator::new(Options::default()),
-    })
-}
-
 #[test]
 fn a_device_computes_the_network() {
     for encoder in [Encoder::Nano, Encoder::B0] {
         for arch in [Arch::Release, Arch::Paper] {
             let engine = Engine::new(&model(encoder, arch)).unwrap();
             for (dtype, tolerance) in [(DType::F32, 1e-5), (DType::F16, 5e-3), (DType::BF16, 4e-2)] {
-                let mut session = engine.clone().to(&device(), dtype).unwrap().session();
+                let mut session = engine.clone().to(&device(Precision::F32), dtype).unwrap().session();
                 for (h, w) in [(32, 32), (75, 101)] {
                     let [visible, infrared] = pictures(2, h, w);
                     let pairs = Pairs::new(&visible, &infrared).unwrap();
@@ -238,7 +233,7 @@ fn half_precision_agrees_on_real_pairs() {
     let found = data::pairs(&folder.join("Visible"), &folder.join("Infrared")).unwrap();
     assert!(found.pairs.len() >= 2, "{}", folder.display());
     let engine = Engine::new(&model(Encoder::B0, Arch::Release)).unwrap();
-    let mut half = engine.clone().to(&device(), DType::F16).unwrap().session();
+    let mut half = engine.clone().to(&device(Precision::F32), DType::F16).unwrap().session();
     for pair in [&found.pairs[0], &found.pairs[found.pairs.len() / 2]] {
         let (visible, infrared) = data::read_pair(pair, data::Limits::default()).unwrap();
         let pairs = Pairs {

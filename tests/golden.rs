@@ -1,10 +1,12 @@
 //! The network against the golden files of the reference.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use amdanet::{Device, Precision};
-use emulator::{Emulator, Options};
+
+#[path = "common/device.rs"]
+mod device;
+use device::device;
 
 /// The files that come with the project, and those in the folder that `AMDANET_GOLDENS` names.
 fn files() -> Vec<PathBuf> {
@@ -22,15 +24,6 @@ fn files() -> Vec<PathBuf> {
     files.sort();
     assert!(files.len() >= 2, "the project's own golden files are missing");
     files
-}
-
-/// A CUDA device that computes in `precision`: the emulator, or a real one where `AMDANET_TEST_DEVICE` is `cuda`.
-fn device(precision: Precision) -> Device {
-    let tf32 = precision == Precision::Tf32;
-    Device::Cuda(match std::env::var_os("AMDANET_TEST_DEVICE").is_some_and(|name| name == "cuda") {
-        true => amdanet::cuda::open(0, tf32).unwrap(),
-        false => Emulator::new(Options { tf32, ..Options::default() }) as Arc<_>,
-    })
 }
 
 fn holds(device: &Device, precision: Precision) {

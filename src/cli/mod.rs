@@ -25,7 +25,7 @@ use std::str::FromStr;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::data::{Dataset, Layout, Split};
-use crate::model::{Arch, Encoder};
+use crate::model::{Arch, Encoder, LARGEST_SIDE, SMALLEST_SIDE};
 use crate::{Device, Error, Precision, Result, cuda};
 
 /// Fuses registered visible and infrared pictures and labels every pixel, with AMDANet.
@@ -210,12 +210,13 @@ impl FromStr for Size {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let sides = text.split_once('x').and_then(|(h, w)| Some((h.parse().ok()?, w.parse().ok()?)));
-        match sides {
-            Some((height, width)) if (32..=16384).contains(&height) && (32..=16384).contains(&width) => {
+        let size = text.split_once('x').and_then(|(h, w)| Some((h.parse().ok()?, w.parse().ok()?)));
+        let sides = SMALLEST_SIDE..=LARGEST_SIDE;
+        match size {
+            Some((height, width)) if sides.contains(&height) && sides.contains(&width) => {
                 Ok(Self { height, width })
             }
-            Some(_) => Err("both sides must be 32 to 16384".into()),
+            Some(_) => Err(format!("both sides must be {SMALLEST_SIDE} to {LARGEST_SIDE}")),
             None => Err("a size is written HEIGHTxWIDTH, as 480x640".into()),
         }
     }

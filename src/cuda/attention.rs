@@ -71,6 +71,25 @@ impl Problem {
         // SAFETY: the caller vouches for it.
         unsafe { call.launch([blocks, self.heads, self.samples], THREADS, shared) }
     }
+
+    /// The output of [`forward`], and its statistics where there is a place for them.
+    fn attend(&self, q: &Tensor, kv: &Tensor, statistics: Option<&mut Tensor>) -> Result<Tensor> {
+        let (dim, blocks) = (self.dim, self.queries.div_ceil(128) * self.heads * self.samples);
+        let large = blocks >= BLOCKS / 2;
+        let (rows, shared) = match self.tensor {
+            true if large => (128, (128 + 4 * 64) * dim * 2),
+            true => (64, (64 + 4 * 64) * dim * 2),
+            false => (2 * self.plain_rows(), self.plain_shared()),
+        };
+        let kernel = if self.tensor && !large { "attention_small" } else { "attention" };
+        let mut y = scratch_like(q, q.shape())?;
+        let call = Call::new(&format!("{kernel}_{dim}"), q)?.input(q).input(kv).output(&mut y);
+        let call = call.maybe_output_of(statistics, DType::F32).operations(4 * self.product());
+        // SAFETY: blocks of `rows` queries cover N, ends are guarded; the shared memory is the block's queries and two
+        // stages of 64 keys and values, or a tile of each.
+        unsafe { self.launch(call, self.queries.div_ceil(rows), shared)? };
+        Ok(y)
+    }
 }
 
 /// q `(S, B, N, C)`, kv `(S, B, M, 2C)` with the keys before the values -> `(S, B, N, C)`, and what [`backward`] needs
@@ -90,27 +109,6 @@ pub fn forward(q: &Tensor, kv: &Tensor, heads: usize) -> Result<(Tensor, Tensor)
 /// As [`forward`].
 pub fn infer(q: &Tensor, kv: &Tensor, heads: usize, scale: f32) -> Result<Tensor> {
     Problem { scale, ..Problem::of(q, kv, heads)? }.attend(q, kv, None)
-}
-
-impl Problem {
-    fn attend(&self, q: &Tensor, kv: &Tensor, statistics: Option<&mut Tensor>) -> Result<Tensor> {
-        let (problem, heads) = (self, self.heads);
-        let (dim, large) =
-            (problem.dim, problem.queries.div_ceil(128) * heads * problem.samples >= BLOCKS / 2);
-        let (rows, shared) = match problem.tensor {
-            true if large => (128, (128 + 4 * 64) * dim * 2),
-            true => (64, (64 + 4 * 64) * dim * 2),
-            false => (2 * problem.plain_rows(), problem.plain_shared()),
-        };
-        let kernel = if problem.tensor && !large { "attention_small" } else { "attention" };
-        let mut y = scratch_like(q, q.shape())?;
-        let call = Call::new(&format!("{kernel}_{dim}"), q)?.input(q).input(kv).output(&mut y);
-        let call = call.maybe_output_of(statistics, DType::F32).operations(4 * problem.product());
-        // SAFETY: blocks of `rows` queries cover N, ends are guarded; the shared memory is the block's queries and two
-        // stages of 64 keys and values, or a tile of each.
-        unsafe { problem.launch(call, problem.queries.div_ceil(rows), shared)? };
-        Ok(y)
-    }
 }
 
 /// The gradients of q and kv from what [`forward`] gave.

@@ -128,6 +128,96 @@ impl Product {
     }
 }
 
+/// Something that a device does in the order of its queue, to be done later or again.
+#[derive(Clone, Debug)]
+pub enum Task {
+    /// [`Driver::copy`].
+    Copy {
+        /// From here.
+        from: u64,
+        /// To here.
+        to: u64,
+        /// So many.
+        bytes: usize,
+    },
+    /// [`Driver::fill`].
+    Fill {
+        /// From here on.
+        to: u64,
+        /// With this.
+        byte: u8,
+        /// So many.
+        bytes: usize,
+    },
+    /// A [`Launch`] that owns its parts.
+    Launch {
+        /// As in [`Launch`], as all that follows.
+        kernel: String,
+        /// Blocks.
+        grid: [u32; 3],
+        /// Threads of a block.
+        block: [u32; 3],
+        /// Dynamic shared memory.
+        shared: u32,
+        /// Arguments.
+        args: Vec<Arg>,
+        /// Bytes and operations.
+        work: Work,
+    },
+    /// [`Driver::product`].
+    Product(Product),
+}
+
+impl Task {
+    /// The launch as a task.
+    pub fn of(launch: &Launch) -> Self {
+        let Launch { kernel, grid, block, shared, args, work } = *launch;
+        Self::Launch { kernel: kernel.to_owned(), grid, block, shared, args: args.to_owned(), work }
+    }
+
+    /// What it has to move and to compute at least.
+    pub fn work(&self) -> Work {
+        match self {
+            Self::Copy { bytes, .. } => Work { bytes: 2 * *bytes as u64, operations: 0 },
+            Self::Fill { bytes, .. } => Work { bytes: *bytes as u64, operations: 0 },
+            Self::Launch { work, .. } => *work,
+            Self::Product(product) => product.work(),
+        }
+    }
+
+    /// What it is called.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Copy { .. } => "copy".into(),
+            Self::Fill { .. } => "fill".into(),
+            Self::Launch { kernel, .. } => kernel.clone(),
+            Self::Product(product) => product.to_string(),
+        }
+    }
+
+    /// Does it on `device`.
+    ///
+    /// # Errors
+    /// When the device reports one.
+    ///
+    /// # Safety
+    /// As for the call of [`Driver`] that it stands for.
+    pub unsafe fn run(&self, device: &dyn Driver) -> Result<()> {
+        // SAFETY: the caller's promise is passed on.
+        unsafe {
+            match self {
+                Self::Copy { from, to, bytes } => device.copy(*from, *to, *bytes),
+                Self::Fill { to, byte, bytes } => device.fill(*to, *byte, *bytes),
+                Self::Launch { kernel, grid, block, shared, args, work } => {
+                    let (grid, block, shared, work) = (*grid, *block, *shared, *work);
+                    device.launch(&Launch { kernel, grid, block, shared, args, work })
+                }
+                Self::Product(product) => device.product(product),
+            }
+        }
+    }
+}
+
 /// A device and one queue of work on it: everything is done in the order of the calls.
 ///
 /// Work may still be under way when a call returns; an error that the device meets later comes with a later call.

@@ -29,36 +29,33 @@ pub fn apply(
     residual: Option<&Tensor>,
     relu: bool,
 ) -> Result<Tensor> {
-    let (s, o, i) = (weight.dim(0), weight.dim(1), weight.dim(2));
-    let rows = x.len() / (s * i);
-    let y = scratch_like(x, x.shape().with_last(o))?;
-    same_type(x, [Some(weight), bias, residual])?;
-    let product = Product {
-        dtype: x.dtype(),
-        count: s,
-        shape: (rows, o, i),
-        a: matrix(x, i, rows * i)?,
-        a_transposed: false,
-        b: matrix(weight, i, o * i)?,
-        b_transposed: true,
-        c: matrix(&y, o, rows * o)?,
-        bias: bias.map(|b| matrix(b, o, o)).transpose()?.map(|b| b.address),
-        residual: residual.map(|r| matrix(r, o, rows * o)).transpose()?,
-        relu,
-    };
-    // SAFETY: the lengths above are those of the tensors, all of one type and on one device.
-    unsafe { driver_of(x)?.product(&product)? };
+    let y = scratch_like(x, x.shape().with_last(weight.dim(1)))?;
+    same_type(x, [None, None, residual])?;
+    let product = layer(x, weight, bias, &y)?;
+    let Matrix { stride, batch, .. } = product.c;
+    let residual = residual.map(|r| matrix(r, stride, batch)).transpose()?;
+    // SAFETY: the lengths are those of the tensors, all of one type and on one device.
+    unsafe { driver_of(x)?.product(&Product { residual, relu, ..product })? };
     Ok(y)
 }
 
 /// ReLU(x·Wᵀ + bias) with the streams' outputs side by side: x `(S, …, I)`, weight `(S, O, I)`, bias `(S, O)` ->
 /// `(1, …, S·O)`.
 pub fn side_by_side(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    let (s, o) = (weight.dim(0), weight.dim(1));
+    let y = scratch_like(x, x.shape().with_dim(0, 1).with_last(s * o))?;
+    let product = Product { c: matrix(&y, s * o, o)?, relu: true, ..layer(x, weight, bias, &y)? };
+    // SAFETY: as in `apply`; the streams' columns of y lie side by side.
+    unsafe { driver_of(x)?.product(&product)? };
+    Ok(y)
+}
+
+/// y = x·Wᵀ + bias, each stream's rows after those of the one before.
+fn layer(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, y: &Tensor) -> Result<Product> {
     let (s, o, i) = (weight.dim(0), weight.dim(1), weight.dim(2));
     let rows = x.len() / (s * i);
-    let y = scratch_like(x, x.shape().with_dim(0, 1).with_last(s * o))?;
     same_type(x, [Some(weight), bias, None])?;
-    let product = Product {
+    Ok(Product {
         dtype: x.dtype(),
         count: s,
         shape: (rows, o, i),
@@ -66,14 +63,11 @@ pub fn side_by_side(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Resul
         a_transposed: false,
         b: matrix(weight, i, o * i)?,
         b_transposed: true,
-        c: matrix(&y, s * o, o)?,
+        c: matrix(y, o, rows * o)?,
         bias: bias.map(|b| matrix(b, o, o)).transpose()?.map(|b| b.address),
         residual: None,
-        relu: true,
-    };
-    // SAFETY: as in `apply`; the streams' columns of y lie side by side.
-    unsafe { driver_of(x)?.product(&product)? };
-    Ok(y)
+        relu: false,
+    })
 }
 
 /// dx = dy·W.

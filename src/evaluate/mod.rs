@@ -49,7 +49,7 @@ impl Predictor {
     /// # Errors
     /// When a weight is missing, or a device reports an error.
     pub fn new(model: &Amdanet) -> Result<Self> {
-        Ok(Self::packed(Engine::new(model)?.to(model.params.device(), model.params.compute())?))
+        Ok(Self::packed(Engine::new(model)?))
     }
 
     /// With a network that is packed already.

@@ -2,11 +2,11 @@
 
 use std::ffi::c_void;
 
-use super::model::{LARGEST_SIDE, reserved};
+use super::model::reserved;
 use super::sized::{self, Struct};
 use super::status::{Failure, Result, amdanet_status, guard};
 use crate::infer::{Output, Pixels, Wanted};
-use crate::model::SMALLEST_SIDE;
+use crate::model::{LARGEST_SIDE, SMALLEST_SIDE};
 
 /// The order of the numbers of a pixel.
 #[repr(u32)]
@@ -395,7 +395,7 @@ impl Frame {
     /// Checks a frame of the caller for a network of so many classes.
     pub fn new(frame: &amdanet_frame, classes: usize) -> Result<Self> {
         let side = |name: &str, n: u32| -> Result<usize> {
-            if !(SMALLEST_SIDE as u32..=LARGEST_SIDE).contains(&n) {
+            if !(SMALLEST_SIDE..=LARGEST_SIDE).contains(&(n as usize)) {
                 let what = format!("{n} pixels: must be {SMALLEST_SIDE} to {LARGEST_SIDE}");
                 return Err(Failure::argument(name, what));
             }

@@ -12,7 +12,7 @@ use super::status::{
 };
 use crate::checkpoint::{self, Loaded};
 use crate::infer::Engine;
-use crate::model::SMALLEST_SIDE;
+use crate::model::{LARGEST_SIDE, SMALLEST_SIDE};
 use crate::{Error, infer};
 
 /// A network with its weights. It never changes once it is loaded, so that any number of threads may use it at once.
@@ -244,9 +244,6 @@ unsafe impl Struct for amdanet_model_info {
     const NAME: &'static str = "amdanet_model_info";
 }
 
-/// The largest width and height of a picture: sizes of memory are then far from any overflow.
-pub const LARGEST_SIDE: u32 = 16384;
-
 /// Describes a network in `*info`, whose struct_size is set. Any thread may call it.
 ///
 /// Errors: AMDANET_STATUS_INVALID_ARGUMENT when `model` is none, or `info` is NULL or has no valid size.
@@ -264,7 +261,7 @@ pub unsafe extern "C" fn amdanet_model_get_info(
             encoder: model.encoder.as_ptr(),
             classes: model.classes.len() as u32,
             smallest_side: SMALLEST_SIDE as u32,
-            largest_side: LARGEST_SIDE,
+            largest_side: LARGEST_SIDE as u32,
             ..sized::zeroed()
         };
         // SAFETY: the caller says that the structure may be written.

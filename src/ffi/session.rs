@@ -12,7 +12,7 @@ use super::device::amdanet_device_kind;
 use super::frame::{Frame, Staging, amdanet_frame};
 use super::handle::{self, Handle};
 use super::memory;
-use super::model::{LARGEST_SIDE, Model, amdanet_model};
+use super::model::{Model, amdanet_model};
 use super::pool::Pool;
 use super::sized::{self, Struct};
 use super::status::{
@@ -20,7 +20,7 @@ use super::status::{
     is_in_callback, log,
 };
 use crate::infer::{self, Pairs, Pixels, Step, Wanted};
-use crate::model::SMALLEST_SIDE;
+use crate::model::{LARGEST_SIDE, SMALLEST_SIDE};
 
 /// Memory, plans and threads that compute with a network. A session computes one frame at a time; for several at once make
 /// several sessions of one model.
@@ -140,11 +140,11 @@ impl Params {
         if params.threads > 1024 {
             return refuse("threads", format!("{}: must be 0 to 1024", params.threads));
         }
-        let (width, height) = (params.width, params.height);
-        let sides = SMALLEST_SIDE as u32..=LARGEST_SIDE;
+        let (width, height) = (params.width as usize, params.height as usize);
+        let sides = SMALLEST_SIDE..=LARGEST_SIDE;
         let fixed = match (width, height) {
             (0, 0) => None,
-            (w, h) if sides.contains(&w) && sides.contains(&h) => Some((w as usize, h as usize)),
+            (w, h) if sides.contains(&w) && sides.contains(&h) => Some((w, h)),
             (w, h) => {
                 let range = format!("{SMALLEST_SIDE} to {LARGEST_SIDE}");
                 return refuse("width and params.height", format!("{w}x{h}: both must be {range}, or 0"));

@@ -45,7 +45,7 @@ enum Packed {
 }
 
 impl Engine {
-    /// Packs a network, wherever it is; the engine is on the CPU.
+    /// Packs a network, for the device that it is on and the type that it computes in there.
     ///
     /// # Errors
     /// When a parameter is missing, or a device reports an error.
@@ -58,10 +58,10 @@ impl Engine {
                 Source::Consumed(params)
             }
         };
-        Self::pack(source, model.config())
+        Self::pack(source, model.config())?.to(model.params.device(), model.params.compute())
     }
 
-    /// Packs a network that is not needed afterwards, in little more memory than it takes itself.
+    /// Packs a network for the CPU that is not needed afterwards, in little more memory than it takes itself.
     ///
     /// # Errors
     /// As [`Engine::new`].

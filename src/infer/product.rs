@@ -168,6 +168,13 @@ pub struct Right<'a> {
     pub bias: Option<&'a [f32]>,
 }
 
+impl Right<'_> {
+    /// The number in row `i` and column `j`.
+    pub fn number(&self, i: usize, j: usize) -> f32 {
+        self.panels[(j / PANEL * self.k + i) * PANEL + j % PANEL]
+    }
+}
+
 /// What happens to the sums before they are stored.
 #[derive(Clone, Copy, Default)]
 pub struct Finish {

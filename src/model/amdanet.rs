@@ -82,6 +82,9 @@ pub struct MaskedOutput {
 /// The smallest height and width that every level has room for.
 pub const SMALLEST_SIDE: usize = 32;
 
+/// The largest width and height of pictures whose size a caller says: sizes of memory are then far from any overflow.
+pub const LARGEST_SIDE: usize = 16384;
+
 impl Amdanet {
     /// A network with all parameters zero: load a checkpoint, or call [`Params::initialise`].
     ///

@@ -9,7 +9,7 @@ mod local_alignment;
 mod mit;
 mod sci;
 
-pub use amdanet::{Amdanet, Features, MaskedOutput, Masking, Output, SMALLEST_SIDE};
+pub use amdanet::{Amdanet, Features, LARGEST_SIDE, MaskedOutput, Masking, Output, SMALLEST_SIDE};
 pub use config::{Arch, Encoder, ModelConfig};
 pub use cost::Cost;
 pub use mit::stack;

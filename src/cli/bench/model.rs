@@ -44,23 +44,15 @@ impl ModelOptions {
         let files = self.files(folder.path())?;
         let (visible, infrared) = read_pair(&files, Limits::default())?;
         let (height, width) = (visible.height, visible.width);
-        let gflop_of =
-            |model: &Amdanet| model.costs(height, width).iter().map(|c| c.flop).sum::<u64>() as f64 / 1e9;
         let is_packed = self.weights.as_ref().is_some_and(|path| checkpoint::is_packed(path));
-        let (engine, seconds, gflop) = match &self.weights {
-            Some(path) if is_packed => {
-                let start = Instant::now();
-                let (engine, _) = Engine::open(path)?;
-                let seconds = start.elapsed().as_secs_f64();
-                let gflop = gflop_of(&Amdanet::new(engine.config().clone())?);
-                (engine, seconds, gflop)
-            }
+        let (start, engine) = match &self.weights {
+            Some(path) if is_packed => (Instant::now(), Engine::open(path)?.0),
             _ => {
                 let model = self.model()?;
-                let (gflop, start) = (gflop_of(&model), Instant::now());
-                (Engine::consume(model)?, start.elapsed().as_secs_f64(), gflop)
+                (Instant::now(), Engine::consume(model)?)
             }
         };
+        let seconds = start.elapsed().as_secs_f64();
         let engine = engine.to(&device, options.machine.precision.dtype())?;
         let (config, mut session) = (engine.config(), engine.session());
 
@@ -79,20 +71,29 @@ impl ModelOptions {
         let mut to_files = || from_files_to_files(&mut session, &files, folder.path());
         let end_to_end = self.end_to_end.then(|| options.measure(&device, 1, &mut to_files)).transpose()?;
 
+        // Counted on a network, which is made after the memory was read.
+        let gflop = || -> Result<f64> {
+            let costs = Amdanet::new(config.clone())?.costs(height, width);
+            Ok(costs.iter().map(|cost| cost.flop).sum::<u64>() as f64 / 1e9)
+        };
         let size = format!("{height}x{width}");
         if options.json {
+            let circumstances = options.circumstances(&device);
             let list: Vec<Value> = rows.iter().map(|row| row.json("latency_ms")).collect();
             let network = json!({
                 "encoder": config.encoder_name(), "arch": config.arch, "classes": config.classes, "size": size,
-                "gflop": gflop, "packed_s": (!is_packed).then_some(seconds), "opened_s": is_packed.then_some(seconds), "end_to_end_ms": end_to_end.map(|row| row.time), "batches": list,
+                "gflop": gflop()?, "packed_s": (!is_packed).then_some(seconds),
+                "opened_s": is_packed.then_some(seconds), "end_to_end_ms": end_to_end.map(|row| row.time),
+                "batches": list,
             });
-            return say_json(&merged(merged(list[0].clone(), network), options.circumstances(&device)));
+            return say_json(&merged(merged(list[0].clone(), network), circumstances));
         }
         let title = format!("{} {}, {size}", config.encoder_name(), config.arch);
         let name = |row: &Row| format!("batch {}", row.batch);
         let mut lines: Vec<(String, &Row)> = rows.iter().map(|row| (name(row), row)).collect();
         lines.extend(end_to_end.as_ref().map(|row| ("from files to files".into(), row)));
         options.table(&title, &device, &lines);
+        let gflop = gflop()?;
         let rate = gflop * rows[0].pairs_per_second();
         say(format!("{gflop:.1} GFLOP a pair as published, {rate:.0} GFLOP/s"));
         say(format!("{} in {seconds:.2} s", if is_packed { "opened" } else { "packed" }));

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::cuda::driver::{Arg, Driver, Graph, Launch, Memory, Product, Work};
+use crate::cuda::driver::{Arg, Driver, Graph, Launch, Memory, Product, Task, Work};
 use crate::infer::arena::{Life, place};
 use crate::infer::plan::{Plan, Step, Watch};
 use crate::{Error, Result};
@@ -14,70 +14,25 @@ const WITHIN: u32 = 40;
 /// What a device aligns allocations to, and so do plans.
 const ALIGNMENT: usize = 256;
 
-/// Something that a device does in the order of its queue.
-enum Task {
-    Copy { from: u64, to: u64, bytes: usize },
-    Fill { to: u64, byte: u8, bytes: usize },
-    Launch { kernel: String, grid: [u32; 3], block: [u32; 3], shared: u32, args: Vec<Arg>, work: Work },
-    Product(Product),
-}
-
-impl Task {
-    fn work(&self) -> Work {
-        match self {
-            Self::Copy { bytes, .. } => Work { bytes: 2 * *bytes as u64, operations: 0 },
-            Self::Fill { bytes, .. } => Work { bytes: *bytes as u64, operations: 0 },
-            Self::Launch { work, .. } => *work,
-            Self::Product(product) => product.work(),
-        }
-    }
-
-    fn name(&self) -> String {
-        match self {
-            Self::Copy { .. } => "copy".into(),
-            Self::Fill { .. } => "fill".into(),
-            Self::Launch { kernel, .. } => kernel.clone(),
-            Self::Product(product) => product.to_string(),
-        }
-    }
-
-    /// The same with every address as `place` says.
-    fn placed(mut self, place: impl Fn(u64) -> u64) -> Self {
-        match &mut self {
-            Self::Copy { from, to, .. } => (*from, *to) = (place(*from), place(*to)),
-            Self::Fill { to, .. } => *to = place(*to),
-            Self::Launch { args, .. } => {
-                for arg in args {
-                    if let Arg::Pointer(address) = arg {
-                        *address = place(*address);
-                    }
+/// The same task with every address as `place` says.
+fn placed(mut task: Task, place: impl Fn(u64) -> u64) -> Task {
+    match &mut task {
+        Task::Copy { from, to, .. } => (*from, *to) = (place(*from), place(*to)),
+        Task::Fill { to, .. } => *to = place(*to),
+        Task::Launch { args, .. } => {
+            for arg in args {
+                if let Arg::Pointer(address) = arg {
+                    *address = place(*address);
                 }
             }
-            Self::Product(product) => {
-                let Product { a, b, c, bias, residual, .. } = product;
-                let matrices = [a, b, c].into_iter().chain(residual);
-                matrices.map(|m| &mut m.address).chain(bias).for_each(|address| *address = place(*address));
-            }
         }
-        self
-    }
-
-    /// # Safety
-    /// What the task touches belongs to the caller.
-    unsafe fn run(&self, device: &dyn Driver) -> Result<()> {
-        // SAFETY: the caller vouches for the memory; the arguments are those that the launcher gave.
-        unsafe {
-            match self {
-                Self::Copy { from, to, bytes } => device.copy(*from, *to, *bytes),
-                Self::Fill { to, byte, bytes } => device.fill(*to, *byte, *bytes),
-                Self::Launch { kernel, grid, block, shared, args, work } => {
-                    let (grid, block, shared, work) = (*grid, *block, *shared, *work);
-                    device.launch(&Launch { kernel, grid, block, shared, args, work })
-                }
-                Self::Product(product) => device.product(product),
-            }
+        Task::Product(product) => {
+            let Product { a, b, c, bias, residual, .. } = product;
+            let matrices = [a, b, c].into_iter().chain(residual);
+            matrices.map(|m| &mut m.address).chain(bias).for_each(|address| *address = place(*address));
         }
     }
+    task
 }
 
 #[derive(Default)]
@@ -147,7 +102,7 @@ impl Recorder {
             }
             None => address,
         };
-        let tasks: Vec<Task> = tasks.into_iter().map(|task| task.placed(place)).collect();
+        let tasks: Vec<Task> = tasks.into_iter().map(|task| placed(task, place)).collect();
         let steps = names.into_iter().zip(&tasks).map(|(name, task)| {
             let Work { bytes, operations } = task.work();
             let (bytes, operations) = (bytes as usize, operations as usize);
@@ -290,10 +245,8 @@ impl Driver for Recorder {
     }
 
     unsafe fn launch(&self, launch: &Launch) -> Result<()> {
-        let Launch { kernel, grid, block, shared, args, work } = *launch;
-        let (kernel, args) = (kernel.to_owned(), args.to_owned());
         // SAFETY: as above.
-        unsafe { self.queue(Task::Launch { kernel, grid, block, shared, args, work }) }
+        unsafe { self.queue(Task::of(launch)) }
     }
 
     unsafe fn product(&self, product: &Product) -> Result<()> {

@@ -186,10 +186,7 @@ impl Mover<'_> {
         for (s, layer) in streams.iter().enumerate() {
             let view = layer.view();
             for (j, row) in weight[s * rows * row..].chunks_exact_mut(row).take(n).enumerate() {
-                let panel = &view.panels[j / PANEL * k * PANEL..][..k * PANEL];
-                for (v, line) in row.iter_mut().zip(panel.chunks_exact(PANEL)) {
-                    *v = line[j % PANEL];
-                }
+                row.iter_mut().take(k).enumerate().for_each(|(i, v)| *v = view.number(i, j));
             }
             if let (Some(bias), Some(from)) = (&mut bias, view.bias) {
                 bias[s * rows..][..n].copy_from_slice(&from[..n]);
@@ -292,16 +289,14 @@ impl Mover<'_> {
 
     fn fuse(&self, packed: &pack::Weights) -> Result<Tensor> {
         let (pictures, last) = (packed.pictures.view(), packed.last.view());
-        let (o, column) = (pictures.n, |view: &crate::infer::product::Right, i: usize, j: usize| {
-            view.panels[(j / PANEL * view.k + i) * PANEL + j % PANEL]
-        });
+        let o = pictures.n;
         let mut numbers = Vec::with_capacity(cuda::fuse::weights_len(o));
         for i in 0..pictures.k {
-            numbers.extend((0..o).map(|j| column(&pictures, i, j)));
+            numbers.extend((0..o).map(|j| pictures.number(i, j)));
         }
         numbers.extend((0..o).map(|j| pictures.bias.map_or(0.0, |bias| bias[j])));
         for colour in 0..last.n {
-            numbers.extend((0..o).map(|i| column(&last, i, colour)));
+            numbers.extend((0..o).map(|i| last.number(i, colour)));
         }
         numbers.extend((0..last.n).map(|colour| last.bias.map_or(0.0, |bias| bias[colour])));
         self.floats([numbers.len()], &numbers)

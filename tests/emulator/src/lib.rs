@@ -26,7 +26,7 @@ mod shared;
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use amdanet::cuda::driver::{Arg, Driver, Graph, Launch, Product, Work};
+use amdanet::cuda::driver::{Arg, Driver, Graph, Launch, Product, Task};
 use amdanet::{Error, Result};
 use rayon::prelude::*;
 
@@ -69,23 +69,6 @@ pub struct Emulator {
 struct Device {
     options: Options,
     memory: DeviceMemory,
-}
-
-/// Something that can be recorded.
-enum Task {
-    Copy { from: u64, to: u64, bytes: usize },
-    Fill { to: u64, byte: u8, bytes: usize },
-    Launch(Box<Recorded>),
-    Product(Product),
-}
-
-/// A launch that owns its parts.
-struct Recorded {
-    kernel: String,
-    grid: [u32; 3],
-    block: [u32; 3],
-    shared: u32,
-    args: Vec<Arg>,
 }
 
 impl Emulator {
@@ -180,15 +163,8 @@ impl Driver for Emulator {
     unsafe fn launch(&self, launch: &Launch) -> Result<()> {
         // A wrong launch is refused where it is recorded, as the real driver does.
         self.device.check_launch(launch)?;
-        let recorded = Recorded {
-            kernel: launch.kernel.to_string(),
-            grid: launch.grid,
-            block: launch.block,
-            shared: launch.shared,
-            args: launch.args.to_vec(),
-        };
         // SAFETY: the caller's promise is passed on.
-        unsafe { self.queue(Task::Launch(Box::new(recorded))) }
+        unsafe { self.queue(Task::of(launch)) }
     }
 
     unsafe fn product(&self, product: &Product) -> Result<()> {
@@ -248,9 +224,8 @@ impl Device {
                 unsafe { (*to as *mut u8).write_bytes(*byte, *bytes) };
                 Ok(())
             }
-            Task::Launch(recorded) => {
-                let Recorded { kernel, grid, block, shared, args } = &**recorded;
-                let (grid, block, shared, work) = (*grid, *block, *shared, Work::default());
+            Task::Launch { kernel, grid, block, shared, args, work } => {
+                let (grid, block, shared, work) = (*grid, *block, *shared, *work);
                 self.launch(&Launch { kernel, grid, block, shared, args, work })
             }
             // SAFETY: the caller vouches for the matrices.
