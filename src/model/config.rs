@@ -223,11 +223,14 @@ impl ModelConfig {
                 return fail(format!("{name} = {rate}: must be at least 0 and below 1"));
             }
         }
-        if self.bn_eps.is_nan() || self.bn_eps <= 0.0 || !(0.0..=1.0).contains(&self.bn_momentum) {
+        if !self.bn_eps.is_finite() || self.bn_eps <= 0.0 || !(0.0..=1.0).contains(&self.bn_momentum) {
             return fail(format!(
-                "bn_eps = {} must be positive and bn_momentum = {} between 0 and 1",
+                "bn_eps = {} must be positive and finite, and bn_momentum = {} between 0 and 1",
                 self.bn_eps, self.bn_momentum
             ));
+        }
+        if !self.tau.is_finite() {
+            return fail(format!("tau = {}: must be finite", self.tau));
         }
         Ok(())
     }
