@@ -128,6 +128,10 @@ enum amdanet_status
      * The library has a defect. Please report it with amdanet_last_error.
      */
     AMDANET_STATUS_INTERNAL = 9,
+    /**
+     * A CUDA device reported an error, such as too little memory. amdanet_last_error has its words.
+     */
+    AMDANET_STATUS_DEVICE = 10,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L
@@ -183,7 +187,7 @@ enum amdanet_device_kind
 #endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
  {
     /**
-     * Whichever is best. In this version that is the CPU.
+     * CUDA device 0 if it is usable, else the CPU.
      */
     AMDANET_DEVICE_KIND_AUTO = 0,
     /**
@@ -191,7 +195,7 @@ enum amdanet_device_kind
      */
     AMDANET_DEVICE_KIND_CPU = 1,
     /**
-     * An NVIDIA GPU. This version does not compute there: AMDANET_STATUS_UNSUPPORTED.
+     * An NVIDIA GPU.
      */
     AMDANET_DEVICE_KIND_CUDA = 2,
 };
@@ -249,7 +253,8 @@ enum amdanet_memory
      */
     AMDANET_MEMORY_HOST = 0,
     /**
-     * A CUDA device's, that of the session. Not in this version: AMDANET_STATUS_UNSUPPORTED.
+     * That of the session's CUDA device, in its primary context, which is that of the CUDA runtime. There, addresses and
+     * strides must be multiples of the size of a number, and floats of a picture that are not from 0 to 1 are limited.
      */
     AMDANET_MEMORY_CUDA = 1,
 };
@@ -262,7 +267,7 @@ typedef uint32_t amdanet_memory;
 #endif // __cplusplus
 
 /**
- * The type of the arithmetic.
+ * The type of the arithmetic, whose sums are 32-bit floats in any case.
  */
 enum amdanet_precision
 #if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
@@ -468,7 +473,7 @@ typedef struct amdanet_class {
 } amdanet_class;
 
 /**
- * A picture to read. Its layout never changes. No alignment is asked for.
+ * A picture to read. Its layout never changes. No alignment is asked for in the program's own memory.
  */
 typedef struct amdanet_picture {
     /**
@@ -511,7 +516,7 @@ typedef struct amdanet_picture {
 } amdanet_picture;
 
 /**
- * Memory to write to. Its layout never changes. No alignment is asked for.
+ * Memory to write to. Its layout never changes. No alignment is asked for in the program's own memory.
  */
 typedef struct amdanet_buffer {
     /**
@@ -583,8 +588,10 @@ typedef struct amdanet_frame {
      */
     uint32_t fused_type;
     /**
-     * A CUstream or cudaStream_t of the session's device, on which pictures in CUDA memory are ready and results are asked
-     * for; NULL for the CPU. Not in this version: AMDANET_STATUS_UNSUPPORTED unless it is NULL.
+     * A CUstream or cudaStream_t of the session's CUDA device that takes part: the frame begins when the work that is on it
+     * is done, and work that is put on it after the frame begins when the results are there. If all pictures and buffers are
+     * in CUDA memory, the frame counts as done when it is queued: they must then stay until the stream has come past it, and
+     * what goes wrong on the device later is returned by a later call. NULL: pictures are ready at the call, and results when the frame is done; always for the CPU.
      */
     void *stream;
 } amdanet_frame;
@@ -606,7 +613,8 @@ typedef struct amdanet_session_params {
      */
     void *progress_user;
     /**
-     * The most bytes that a frame may take besides weights and the caller's own; 0 for what the machine has.
+     * The most bytes that a frame may take besides weights and the caller's own, on the device that computes it; 0 for what
+     * there is.
      */
     uint64_t memory_limit;
     /**
@@ -618,7 +626,7 @@ typedef struct amdanet_session_params {
      */
     uint32_t ordinal;
     /**
-     * An amdanet_precision; AMDANET_PRECISION_F32 on the CPU.
+     * An amdanet_precision; AMDANET_PRECISION_F32 on the CPU. AMDANET_PRECISION_F16 is the fastest on a GPU.
      */
     uint32_t precision;
     /**
@@ -868,7 +876,7 @@ amdanet_status amdanet_session_params_init(struct amdanet_session_params *params
  *
  * Errors: AMDANET_STATUS_INVALID_ARGUMENT; AMDANET_STATUS_UNSUPPORTED for a device or precision that there is not, and when
  * `params` has fields of a newer version that are not 0; AMDANET_STATUS_OUT_OF_MEMORY when memory or threads for the size
- * given cannot be had.
+ * given cannot be had; AMDANET_STATUS_DEVICE.
  */
 AMDANET_MUST_USE
 amdanet_status amdanet_session_create(const struct amdanet_model *model,
@@ -889,8 +897,8 @@ void amdanet_session_free(struct amdanet_session *session);
  * Threads: any, one at a time; see AMDANET_STATUS_BUSY.
  *
  * Errors: AMDANET_STATUS_INVALID_ARGUMENT, which also is a picture of floats that are not from 0 to 1, and another size than
- * that of the session; AMDANET_STATUS_UNSUPPORTED for CUDA memory and streams, and for fields of a newer version that are not
- * 0; AMDANET_STATUS_BUSY while the session computes another frame, has frames in its queue, or when it is called from a
+ * that of the session; AMDANET_STATUS_UNSUPPORTED for CUDA memory and streams where the session is on the CPU, and for fields
+ * of a newer version that are not 0; AMDANET_STATUS_DEVICE; AMDANET_STATUS_BUSY while the session computes another frame, has frames in its queue, or when it is called from a
  * callback of the session; AMDANET_STATUS_OUT_OF_MEMORY; AMDANET_STATUS_CANCELLED by the progress callback. After an error the
  * buffers hold what they held, and the session can go on.
  */

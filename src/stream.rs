@@ -1,8 +1,8 @@
 //! Fusing frames as they come: raw frames in, raw frames out.
 //!
-//! A thread reads, the caller's thread computes, a thread writes. Each pair of neighbours shares two frames: while one is
-//! worked on, the other is read or written. Frames are recycled, so that a stream in flow allocates nothing for them; a
-//! slow reader of the output, or a slow network, holds back whoever writes the input.
+//! A thread reads, others compute a frame each, a thread writes what they have made in the order of the frames. There is one
+//! frame more than are computed at once, which is read or written meanwhile. Frames are recycled, so that a stream in flow
+//! allocates nothing for them; a slow reader of the output, or a slow network, holds back whoever writes the input.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::path::Path;
@@ -13,9 +13,6 @@ use std::time::{Duration, Instant};
 use crate::infer::{Pairs, Pixels};
 use crate::model::{LARGEST_SIDE, SMALLEST_SIDE};
 use crate::{Error, Result};
-
-/// Frames that neighbours share.
-const SHARED: usize = 2;
 
 /// Time between two looks at the output while no frame comes.
 const LOOK: Duration = Duration::from_millis(100);
@@ -121,78 +118,109 @@ struct Written {
 /// Fuses frames until the input ends.
 ///
 /// `visible` holds rgb24 frames, height·width·3 bytes each; `infrared` gray8 frames of height·width bytes. Without
-/// `infrared` each rgb24 frame is followed by its gray8 frame in `visible`. `compute` is given each pair and a function
-/// that takes the fused picture, rgb24, and the labels. The output has a fused frame for each pair, followed by its labels
+/// `infrared` each rgb24 frame is followed by its gray8 frame in `visible`. `computers` take turns, each in a thread of its
+/// own, and are given a pair and a function that takes the fused picture, rgb24, and the labels. The output has a fused frame for each pair, followed by its labels
 /// if they are wanted. `watch` sees the statistics after each frame.
 ///
 /// # Errors
 /// When the size cannot be used (before anything is read), there is no frame, the last is not complete, the infrared
 /// frames end before the visible ones, or reading, computing or writing fails; what was complete is written first.
-pub fn stream<R, I, W>(
+pub fn stream<R, I, W, C>(
     visible: Source<R>,
     infrared: Option<Source<I>>,
     output: W,
     format: Format,
-    mut compute: impl FnMut(&Pairs, &mut dyn FnMut(&[u8], &[u8])) -> Result<()>,
+    computers: impl IntoIterator<Item = C, IntoIter: ExactSizeIterator>,
     mut watch: impl FnMut(&Statistics),
 ) -> Result<(End, Statistics)>
 where
     R: Read + Send + 'static,
     I: Read + Send + 'static,
     W: Write + Send + 'static,
+    C: FnMut(&Pairs, &mut dyn FnMut(&[u8], &[u8])) -> Result<()> + Send,
 {
     format.validate()?;
-    let (pairs, empty_pairs) = reader(visible, infrared, format);
-    let writer = Writer::new(output);
+    let computers = computers.into_iter();
+    let frames = 1 + computers.len();
+    let (pairs, empty_pairs) = reader(visible, infrared, format, frames);
     let mut statistics = Statistics::default();
-    let mut bytes_of = |pair: &Pair, bytes: &mut Vec<u8>| {
-        let (visible, infrared) = (Pixels::Bytes(&pair.visible), Pixels::Bytes(&pair.infrared));
-        let (height, width) = (format.height, format.width);
-        bytes.clear();
-        compute(&Pairs { batch: 1, height, width, visible, infrared }, &mut |fused, labels| {
-            bytes.extend_from_slice(fused);
-            if format.labels {
-                bytes.extend_from_slice(labels);
-            }
-        })
-    };
     let mut note = |written: &Written| {
         if let Some(at) = written.written {
             statistics.note(written.arrived, at);
             watch(&statistics);
         }
     };
-    let mut outcome = Ok(());
-    while let Some(pair) = next_pair(&pairs, &writer) {
-        let Ok(mut next) = writer.empty.recv() else { break };
-        note(&next);
-        let done = pair.and_then(|pair| {
-            bytes_of(&pair, &mut next.bytes)?;
-            Ok(pair)
-        });
-        match done {
-            Ok(pair) => {
-                (next.arrived, next.written) = (pair.arrived, None);
-                // A reader that has ended needs no more frames.
-                let _ = empty_pairs.send(pair);
-                if writer.full.send(next).is_err() {
+    let (read, computed, written) = thread::scope(|scope| {
+        let (mut jobs, mut results, mut threads) = (Vec::new(), Vec::new(), Vec::new());
+        for compute in computers {
+            let ((job, to_do), (result, done)) = (sync_channel(1), sync_channel(1));
+            let back = empty_pairs.clone();
+            threads.push(scope.spawn(move || work(compute, format, to_do, &back, &result)));
+            jobs.push(job);
+            results.push(done);
+        }
+        // The reader ends when nobody gives frames back any more.
+        drop(empty_pairs);
+        let writer = Writer::new(output, results, frames);
+        let mut read = Ok(());
+        for job in jobs.iter().cycle() {
+            let pair = match next_pair(&pairs, &writer) {
+                Some(Ok(pair)) => pair,
+                Some(Err(e)) => {
+                    read = Err(e);
                     break;
                 }
-            }
-            Err(e) => {
-                outcome = Err(e);
+                None => break,
+            };
+            let Ok(next) = writer.empty.recv() else { break };
+            note(&next);
+            // Whoever takes no more has met an error.
+            if job.send((pair, next)).is_err() {
                 break;
             }
         }
-    }
-    // The reader may wait for a source that says nothing more: it is left alone. The writer finishes what it has.
-    let result = writer.finish(note);
-    match result {
+        drop(jobs);
+        let end = |thread: thread::ScopedJoinHandle<Result<()>>| {
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
+        let ends: Vec<Result<()>> = threads.into_iter().map(end).collect();
+        // The reader may wait for a source that says nothing more: it is left alone. The writer finishes what it has.
+        (read, ends.into_iter().collect::<Result<()>>(), writer.finish(note))
+    });
+    match written {
         Err(e) if e.kind() == ErrorKind::BrokenPipe => return Ok((End::Output, statistics)),
         Err(e) => return Err(Error::io("standard output", "write")(e)),
-        Ok(()) => outcome?,
+        Ok(()) => computed.and(read)?,
     }
     Ok((End::Input, statistics))
+}
+
+/// A thread that computes.
+fn work(
+    mut compute: impl FnMut(&Pairs, &mut dyn FnMut(&[u8], &[u8])) -> Result<()>,
+    Format { width, height, labels: with_labels }: Format,
+    to_do: Receiver<(Pair, Written)>,
+    back: &SyncSender<Pair>,
+    result: &SyncSender<Written>,
+) -> Result<()> {
+    for (pair, mut next) in to_do {
+        let (visible, infrared) = (Pixels::Bytes(&pair.visible), Pixels::Bytes(&pair.infrared));
+        let Written { bytes, .. } = &mut next;
+        bytes.clear();
+        compute(&Pairs { batch: 1, height, width, visible, infrared }, &mut |fused, labels| {
+            bytes.extend_from_slice(fused);
+            if with_labels {
+                bytes.extend_from_slice(labels);
+            }
+        })?;
+        (next.arrived, next.written) = (pair.arrived, None);
+        // A reader that has ended needs no more frames.
+        let _ = back.send(pair);
+        if result.send(next).is_err() {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// The next pair, or none when the input has ended, or nobody takes the output any more, which a source that has nothing
@@ -212,15 +240,16 @@ fn reader<R, I>(
     mut visible: Source<R>,
     mut infrared: Option<Source<I>>,
     format: Format,
+    frames: usize,
 ) -> (Receiver<Result<Pair>>, SyncSender<Pair>)
 where
     R: Read + Send + 'static,
     I: Read + Send + 'static,
 {
-    let (full, pairs) = sync_channel(SHARED);
-    let (empty_pairs, empty) = sync_channel(SHARED);
+    let (full, pairs) = sync_channel(frames);
+    let (empty_pairs, empty) = sync_channel(frames);
     let pixels = format.pixels();
-    for _ in 0..SHARED {
+    for _ in 0..frames {
         let new =
             Pair { visible: vec![0; 3 * pixels], infrared: vec![0; 3 * pixels], arrived: Instant::now() };
         let _ = empty_pairs.send(new);
@@ -325,20 +354,20 @@ impl<R: Read> Source<R> {
 
 /// The thread that writes.
 struct Writer {
-    full: SyncSender<Written>,
     empty: Receiver<Written>,
     thread: thread::JoinHandle<io::Result<()>>,
 }
 
 impl Writer {
-    fn new<W: Write + Send + 'static>(mut output: W) -> Self {
-        let (full, results) = sync_channel::<Written>(SHARED);
-        let (back, empty) = sync_channel(SHARED);
-        for _ in 0..SHARED {
+    /// Writes what comes of `results`, one from each by turns, until there is no more.
+    fn new<W: Write + Send + 'static>(mut output: W, results: Vec<Receiver<Written>>, frames: usize) -> Self {
+        let (back, empty) = sync_channel(frames);
+        for _ in 0..frames {
             let _ = back.send(Written { bytes: Vec::new(), arrived: Instant::now(), written: None });
         }
         let thread = thread::spawn(move || {
-            for mut next in results {
+            for result in results.iter().cycle() {
+                let Ok(mut next) = result.recv() else { break };
                 output.write_all(&next.bytes)?;
                 output.flush()?;
                 next.written = Some(Instant::now());
@@ -347,12 +376,11 @@ impl Writer {
             }
             Ok(())
         });
-        Self { full, empty, thread }
+        Self { empty, thread }
     }
 
     /// Waits until everything is written.
     fn finish(self, mut note: impl FnMut(&Written)) -> io::Result<()> {
-        drop(self.full);
         self.empty.iter().for_each(|written| note(&written));
         self.thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread that writes panicked")))
     }

@@ -25,10 +25,11 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Runs a command that must succeed; what it wrote to standard output.
+/// Runs a command that must succeed, on the CPU alone; what it wrote to standard output.
 #[track_caller]
 fn run(command: &mut Command) -> String {
-    let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    let output =
+        command.env("CUDA_VISIBLE_DEVICES", "").output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
     let [out, err] = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
     assert!(output.status.success(), "{command:?}: {}\n{out}{err}", output.status);
     out

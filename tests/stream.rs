@@ -109,7 +109,7 @@ fn run(
         take(output.fused, output.labels);
         Ok(())
     };
-    stream(source(visible, "standard input"), infrared, output.clone(), format, compute, |_| {})
+    stream(source(visible, "standard input"), infrared, output.clone(), format, [compute], |_| {})
 }
 
 /// A source that gives few bytes at a time.
@@ -225,7 +225,7 @@ fn an_error_of_the_network_is_handed_on() {
     let output = Output::new(usize::MAX, ErrorKind::Other);
     let from = source(io::repeat(1), "standard input");
     let none = None::<Source<io::Empty>>;
-    let text = stream(from, none, output.clone(), format(size, true), compute, |_| {}).unwrap_err();
+    let text = stream(from, none, output.clone(), format(size, true), [compute], |_| {}).unwrap_err();
     assert_eq!(text.to_string(), "no more");
     assert_eq!(output.taken(), b"fusedlabelsfusedlabels");
 }
@@ -262,7 +262,7 @@ fn reading_computing_and_writing_overlap() {
     let (tell, asked) = channel();
     let (second, wait) = channel();
     let mut count = 0;
-    let compute = |_: &Pairs, take: &mut dyn FnMut(&[u8], &[u8])| {
+    let compute = move |_: &Pairs, take: &mut dyn FnMut(&[u8], &[u8])| {
         count += 1;
         match count {
             // Two reads for each pair: while the first is computed, the second is read.
@@ -277,8 +277,55 @@ fn reading_computing_and_writing_overlap() {
     };
     let from = source(Told(tell), "standard input");
     let none = None::<Source<io::Empty>>;
-    let text = stream(from, none, Waiting(Some(wait)), format(SIZES[0], false), compute, |_| {}).unwrap_err();
+    let text =
+        stream(from, none, Waiting(Some(wait)), format(SIZES[0], false), [compute], |_| {}).unwrap_err();
     assert_eq!(text.to_string(), "enough");
+}
+
+type Computer = Box<dyn FnMut(&Pairs, &mut dyn FnMut(&[u8], &[u8])) -> Result<()> + Send>;
+
+#[test]
+fn computers_work_at_once_and_results_keep_their_order() {
+    let (tell, told) = channel();
+    // The first is done only when the second has begun the next frame.
+    let first: Computer = Box::new(move |_, take| {
+        told.recv_timeout(Duration::from_secs(20)).unwrap();
+        take(b"1", b"a");
+        Ok(())
+    });
+    let second: Computer = Box::new(move |_, take| {
+        tell.send(()).unwrap();
+        take(b"2", b"b");
+        Ok(())
+    });
+    let output = Output::new(usize::MAX, ErrorKind::Other);
+    let from = source(Cursor::new(interleaved(6, SIZES[0])), "standard input");
+    let none = None::<Source<io::Empty>>;
+    let format = format(SIZES[0], true);
+    let (_, statistics) = stream(from, none, output.clone(), format, [first, second], |_| {}).unwrap();
+    assert_eq!((output.taken(), statistics.frames()), (b"1a2b1a2b1a2b".to_vec(), 6));
+}
+
+#[test]
+fn an_error_of_one_computer_ends_the_stream_behind_its_frame() {
+    let first: Computer = Box::new(|_, take| {
+        take(b"1", b"");
+        Ok(())
+    });
+    let mut left = 1;
+    let second: Computer = Box::new(move |_, take| {
+        if left == 0 {
+            return Err(amdanet::Error::Config("no more".into()));
+        }
+        left -= 1;
+        take(b"2", b"");
+        Ok(())
+    });
+    let output = Output::new(usize::MAX, ErrorKind::Other);
+    let (from, none) = (source(io::repeat(1), "standard input"), None::<Source<io::Empty>>);
+    let format = format(SIZES[0], false);
+    let e = stream(from, none, output.clone(), format, [first, second], |_| {}).unwrap_err();
+    assert_eq!((e.to_string().as_str(), output.taken()), ("no more", b"121".to_vec()));
 }
 
 /// The program, with a nano network for frames of `size`.

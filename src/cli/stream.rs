@@ -10,9 +10,9 @@ use indicatif::ProgressBar;
 
 use super::Machine;
 use super::weights::Weights;
-use crate::infer::Wanted;
+use crate::infer::{Pairs, Wanted};
 use crate::stream::{End, Format, Source, Statistics, stream};
-use crate::{Error, Result};
+use crate::{Device, Error, Result};
 
 /// Reads raw frames from standard input, and writes fused ones, rgb24, to standard output. The input is an rgb24 frame,
 /// then its gray8 frame, and so on.
@@ -53,20 +53,19 @@ impl Stream {
         });
         let infrared = infrared.transpose()?;
         let (engine, _) = self.weights.load(&device, self.machine.precision)?;
-        let mut session = engine.session();
-        let mut meter = Meter::new();
-        let (end, statistics) = stream(
-            visible,
-            infrared,
-            io::stdout(),
-            format,
-            |pair, take| {
+        // On a GPU one frame is copied while another is computed.
+        let sessions = if device == Device::Cpu { 1 } else { 2 };
+        let computers = (0..sessions).map(|_| {
+            let mut session = engine.session();
+            move |pair: &Pairs, take: &mut dyn FnMut(&[u8], &[u8])| {
                 let output = session.run(pair, Wanted::default())?;
                 take(output.fused, output.labels);
                 Ok(())
-            },
-            |statistics| meter.show(statistics),
-        )?;
+            }
+        });
+        let mut meter = Meter::new();
+        let (end, statistics) =
+            stream(visible, infrared, io::stdout(), format, computers, |statistics| meter.show(statistics))?;
         drop(meter);
         let note = match end {
             End::Input => "",

@@ -218,7 +218,7 @@ impl Task {
     }
 }
 
-/// A device and one queue of work on it: everything is done in the order of the calls.
+/// A device and a queue of work on it: everything is done in the order of the calls.
 ///
 /// Work may still be under way when a call returns; an error that the device meets later comes with a later call.
 pub trait Driver: Send + Sync {
@@ -237,6 +237,34 @@ pub trait Driver: Send + Sync {
     fn joules(&self) -> Option<f64> {
         None
     }
+
+    /// Another queue on the same device: its work is done beside that of this one. Memory is that of the device, and any
+    /// queue may use it once [`Driver::synchronise`] has returned on the queue that made it or wrote to it last.
+    ///
+    /// # Errors
+    /// When the device reports one.
+    fn queue(self: Arc<Self>) -> Result<Arc<dyn Driver>>;
+
+    /// Lets what is queued here from now on wait for what is queued on a stream of another library.
+    ///
+    /// # Errors
+    /// When the device reports one.
+    ///
+    /// # Safety
+    /// The stream is one of this device, and is not being recorded.
+    unsafe fn follow(&self, stream: u64) -> Result<()>;
+
+    /// Lets what is queued on a stream of another library from now on wait for what is queued here.
+    ///
+    /// # Errors
+    /// When the device reports one.
+    ///
+    /// # Safety
+    /// As for [`Driver::follow`].
+    unsafe fn lead(&self, stream: u64) -> Result<()>;
+
+    /// Whether there is memory of the device at an address, whoever made it.
+    fn holds(&self, address: u64) -> bool;
 
     /// Reserves device memory, of arbitrary content; the address is a multiple of 256.
     ///

@@ -171,36 +171,47 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A CUDA device with a queue of its own.
-pub struct Gpu(Arc<Inner>);
+/// A queue of a CUDA device.
+pub struct Gpu(Arc<Queue>);
 
-/// What the device and the graphs recorded on it share.
-struct Inner {
+/// A device, as its queues share it.
+struct Context {
     ordinal: usize,
     info: Info,
+    tf32: bool,
     device: sys::CUdevice,
-    context: sys::CUcontext,
+    handle: sys::CUcontext,
     pool: sys::CUmemoryPool,
-    /// The queue.
-    stream: sys::CUstream,
-    /// For memory that is needed while the queue is being recorded.
-    aside: sys::CUstream,
     modules: Vec<sys::CUmodule>,
     functions: HashMap<&'static str, Function>,
     /// The most shared memory of a block.
     most_shared: u32,
-    blas: Mutex<Option<Blas>>,
-    recording: Mutex<Option<Recording>>,
-    marks: Mutex<Marks>,
     /// Opened when energy is asked for, if it is there.
     nvml: OnceLock<Option<Nvml>>,
 }
 
+/// What a queue and the graphs recorded on it share.
+struct Queue {
+    context: Arc<Context>,
+    stream: sys::CUstream,
+    /// For memory that is needed while the queue is being recorded.
+    aside: sys::CUstream,
+    /// Where this queue and another stream wait for each other.
+    meeting: sys::CUevent,
+    blas: Mutex<Option<Blas>>,
+    recording: Mutex<Option<Recording>>,
+    marks: Mutex<Marks>,
+}
+
 // SAFETY: the driver's handles may be used by any thread whose current context is theirs, and every call begins by
 // making it so. What changes is behind locks.
-unsafe impl Send for Inner {}
+unsafe impl Send for Context {}
 // SAFETY: as above.
-unsafe impl Sync for Inner {}
+unsafe impl Sync for Context {}
+// SAFETY: as above.
+unsafe impl Send for Queue {}
+// SAFETY: as above.
+unsafe impl Sync for Queue {}
 
 struct Function {
     handle: sys::CUfunction,
@@ -260,47 +271,36 @@ impl Gpu {
                 "libcublasLt is not found: install cuBLAS 12 or 13, and add its folder to LD_LIBRARY_PATH";
             return Err(Error::cuda(what, why));
         }
-        let mut inner = Inner {
+        let mut context = Context {
             ordinal,
             info,
+            tf32,
             device: 0,
-            context: null_mut(),
+            handle: null_mut(),
             pool: null_mut(),
-            stream: null_mut(),
-            aside: null_mut(),
             modules: Vec::new(),
             functions: HashMap::new(),
             most_shared: 0,
-            blas: Mutex::new(None),
-            recording: Mutex::new(None),
-            marks: Mutex::default(),
             nvml: OnceLock::new(),
         };
-        // From here on an error drops `inner`, which gives back what it has got so far.
-        inner.create(&what)?;
-        inner.load(&what, found.driver)?;
-        let workspace = if inner.info.capability.0 == 9 { 64 << 20 } else { 32 << 20 };
-        let address = inner.reserve(workspace, inner.stream)?;
-        let blas = Blas::new(address, workspace, tf32).inspect_err(|_| inner.release(address))?;
-        *lock(&inner.blas) = Some(blas);
-        Ok(Arc::new(Self(Arc::new(inner))))
+        // From here on an error drops `context`, which gives back what it has got so far.
+        context.create(&what)?;
+        context.load(&what, found.driver)?;
+        Ok(Arc::new(Self(Queue::new(Arc::new(context))?)))
     }
 }
 
-impl Inner {
-    /// Context, queues, pool.
+impl Context {
+    /// Context and pool.
     fn create(&mut self, what: &str) -> Result<()> {
         // SAFETY: the driver was started; each handle is written by the call that makes it, and given back in `drop`.
         unsafe {
             check(sys::cuDeviceGet(&mut self.device, self.ordinal as i32), what)?;
-            check(sys::cuDevicePrimaryCtxRetain(&mut self.context, self.device), what)?;
+            check(sys::cuDevicePrimaryCtxRetain(&mut self.handle, self.device), what)?;
             self.enter()?;
             if attribute(self.device, Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED)? == 0 {
                 return Err(Error::cuda(what, "the device or its driver has no memory pools"));
             }
-            let flags = sys::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as u32;
-            check(sys::cuStreamCreate(&mut self.stream, flags), what)?;
-            check(sys::cuStreamCreate(&mut self.aside, flags), what)?;
             check(sys::cuDeviceGetDefaultMemPool(&mut self.pool, self.device), what)?;
             // What is freed stays in the pool for the next request: the pool is this program's arena.
             let mut keep = u64::MAX;
@@ -342,7 +342,7 @@ impl Inner {
     /// Makes the context this thread's own: every call to the driver below needs that.
     fn enter(&self) -> Result<()> {
         // SAFETY: the context lives until `drop`.
-        check(unsafe { sys::cuCtxSetCurrent(self.context) }, "entering the context")
+        check(unsafe { sys::cuCtxSetCurrent(self.handle) }, "entering the context")
     }
 
     /// The device's PCI address, as `0000:01:00.0`.
@@ -355,6 +355,79 @@ impl Inner {
         }
     }
 
+    /// Lets a function have the shared memory of a launch.
+    fn allow_shared(&self, function: &Function, launch: &Launch) -> Result<()> {
+        let bytes = launch.shared;
+        if bytes <= SHARED_UNASKED {
+            return Ok(());
+        }
+        if bytes > self.most_shared {
+            let why = format!("the device has {} bytes of shared memory for a block", self.most_shared);
+            return Err(Error::cuda(launch, why));
+        }
+        let mut allowed = lock(&function.shared);
+        if bytes > *allowed {
+            let most = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: the function is of a module that lives until `drop`.
+            check(unsafe { sys::cuFuncSetAttribute(function.handle, most, bytes as i32) }, launch)?;
+            *allowed = bytes;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        // SAFETY: each handle was made by this value and is given back once, what uses others first; null handles
+        // were not reached. Errors have nobody to go to.
+        unsafe {
+            if self.handle.is_null() {
+                return;
+            }
+            let _ = self.enter();
+            for &module in &self.modules {
+                let _ = sys::cuModuleUnload(module);
+            }
+            let _ = sys::cuDevicePrimaryCtxRelease_v2(self.device);
+        }
+    }
+}
+
+impl Queue {
+    /// A queue of its own, with a workspace for products.
+    fn new(context: Arc<Context>) -> Result<Arc<Self>> {
+        let mut queue = Self {
+            context,
+            stream: null_mut(),
+            aside: null_mut(),
+            meeting: null_mut(),
+            blas: Mutex::new(None),
+            recording: Mutex::new(None),
+            marks: Mutex::default(),
+        };
+        // From here on an error drops `queue`, which gives back what it has got so far.
+        let what = format!("a queue of cuda:{}", queue.context.ordinal);
+        queue.enter()?;
+        let flags = sys::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as u32;
+        let untimed = sys::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING as u32;
+        // SAFETY: the context is current; each handle is written by the call that makes it, and given back in `drop`.
+        unsafe {
+            check(sys::cuStreamCreate(&mut queue.stream, flags), &what)?;
+            check(sys::cuStreamCreate(&mut queue.aside, flags), &what)?;
+            check(sys::cuEventCreate(&mut queue.meeting, untimed), &what)?;
+        }
+        let workspace = if queue.context.info.capability.0 == 9 { 64 << 20 } else { 32 << 20 };
+        let address = queue.reserve(workspace, queue.stream)?;
+        let blas =
+            Blas::new(address, workspace, queue.context.tf32).inspect_err(|_| queue.release(address))?;
+        *lock(&queue.blas) = Some(blas);
+        Ok(Arc::new(queue))
+    }
+
+    fn enter(&self) -> Result<()> {
+        self.context.enter()
+    }
+
     fn reserve(&self, bytes: usize, stream: sys::CUstream) -> Result<u64> {
         let mut address = 0;
         // SAFETY: the context is current, the stream is one of ours, the address is valid while it is written.
@@ -365,7 +438,7 @@ impl Inner {
             // SAFETY: as above.
             let trimmed = unsafe {
                 sys::cuStreamSynchronize(stream) == CUresult::CUDA_SUCCESS
-                    && sys::cuMemPoolTrimTo(self.pool, 0) == CUresult::CUDA_SUCCESS
+                    && sys::cuMemPoolTrimTo(self.context.pool, 0) == CUresult::CUDA_SUCCESS
             };
             if trimmed {
                 status = reserve();
@@ -426,36 +499,13 @@ impl Inner {
         // SAFETY: the stream is ours.
         check(unsafe { sys::cuStreamSynchronize(self.stream) }, what)
     }
-
-    /// Lets a function have `bytes` of dynamic shared memory.
-    fn allow_shared(&self, function: &Function, launch: &Launch) -> Result<()> {
-        let bytes = launch.shared;
-        if bytes <= SHARED_UNASKED {
-            return Ok(());
-        }
-        if bytes > self.most_shared {
-            let why = format!("the device has {} bytes of shared memory for a block", self.most_shared);
-            return Err(Error::cuda(launch, why));
-        }
-        let mut allowed = lock(&function.shared);
-        if bytes > *allowed {
-            let most = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            // SAFETY: the function is of a module that lives until `drop`.
-            check(unsafe { sys::cuFuncSetAttribute(function.handle, most, bytes as i32) }, launch)?;
-            *allowed = bytes;
-        }
-        Ok(())
-    }
 }
 
-impl Drop for Inner {
+impl Drop for Queue {
     fn drop(&mut self) {
         // SAFETY: each handle was made by this value and is given back once, what uses others first; null handles
         // were not reached. Errors have nobody to go to.
         unsafe {
-            if self.context.is_null() {
-                return;
-            }
             let _ = self.enter();
             if lock(&self.recording).take().is_some() {
                 let mut graph = null_mut();
@@ -477,13 +527,10 @@ impl Drop for Inner {
             if !self.aside.is_null() {
                 let _ = sys::cuStreamDestroy_v2(self.aside);
             }
-            for event in std::mem::take(&mut lock(&self.marks).events) {
+            let events = std::mem::take(&mut lock(&self.marks).events);
+            for event in events.into_iter().chain([self.meeting]).filter(|event| !event.is_null()) {
                 let _ = sys::cuEventDestroy_v2(event);
             }
-            for &module in &self.modules {
-                let _ = sys::cuModuleUnload(module);
-            }
-            let _ = sys::cuDevicePrimaryCtxRelease_v2(self.device);
         }
     }
 }
@@ -499,23 +546,24 @@ impl fmt::Display for Allocation {
 
 impl Driver for Gpu {
     fn name(&self) -> String {
-        format!("cuda:{}, {}", self.0.ordinal, self.0.info)
+        format!("cuda:{}, {}", self.0.context.ordinal, self.0.context.info)
     }
 
     fn capability(&self) -> (u32, u32) {
-        self.0.info.capability
+        self.0.context.info.capability
     }
 
     fn peak_bytes(&self) -> Option<u64> {
         let mut bytes = 0u64;
         let what = sys::CUmemPool_attribute_enum::CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH;
         // SAFETY: the pool is the device's own, and the attribute is 64 bits that are valid while they are written.
-        let status = unsafe { sys::cuMemPoolGetAttribute(self.0.pool, what, (&raw mut bytes).cast()) };
+        let status =
+            unsafe { sys::cuMemPoolGetAttribute(self.0.context.pool, what, (&raw mut bytes).cast()) };
         (status == CUresult::CUDA_SUCCESS).then_some(bytes)
     }
 
     fn joules(&self) -> Option<f64> {
-        self.0.nvml.get_or_init(|| Nvml::open(&self.0.bus()?)).as_ref()?.joules()
+        self.0.context.nvml.get_or_init(|| Nvml::open(&self.0.context.bus()?)).as_ref()?.joules()
     }
 
     fn allocate(&self, bytes: usize) -> Result<u64> {
@@ -607,11 +655,11 @@ impl Driver for Gpu {
     }
 
     unsafe fn launch(&self, launch: &Launch) -> Result<()> {
-        let function = self.0.functions.get(launch.kernel);
+        let function = self.0.context.functions.get(launch.kernel);
         let function =
             function.ok_or_else(|| Error::cuda(launch, "this build has no kernel of that name"))?;
         self.0.enter()?;
-        self.0.allow_shared(function, launch)?;
+        self.0.context.allow_shared(function, launch)?;
         // The driver reads as many bytes of each as the parameter has, the low ones first.
         let mut bits: Vec<u64> = launch.args.iter().map(|arg| arg.bits()).collect();
         let mut pointers: Vec<*mut c_void> = bits.iter_mut().map(|bits| (&raw mut *bits).cast()).collect();
@@ -646,6 +694,53 @@ impl Driver for Gpu {
         let recording = lock(&self.0.recording).is_some();
         // cuBLASLt may load the kernel of a product that it has not met.
         if recording { self.0.unrecorded(run) } else { run() }
+    }
+
+    fn queue(self: Arc<Self>) -> Result<Arc<dyn Driver>> {
+        Ok(Arc::new(Self(Queue::new(self.0.context.clone())?)))
+    }
+
+    unsafe fn follow(&self, stream: u64) -> Result<()> {
+        let what = "waiting for the caller's stream";
+        self.0.enter()?;
+        self.0.not_recording(what)?;
+        let meeting = self.0.meeting;
+        // SAFETY: the caller vouches for the stream; the event is ours, and what waits for it waits for this record of it.
+        unsafe {
+            check(sys::cuEventRecord(meeting, stream as sys::CUstream), what)?;
+            check(sys::cuStreamWaitEvent(self.0.stream, meeting, 0), what)
+        }
+    }
+
+    unsafe fn lead(&self, stream: u64) -> Result<()> {
+        let what = "letting the caller's stream wait";
+        self.0.enter()?;
+        self.0.not_recording(what)?;
+        let meeting = self.0.meeting;
+        // SAFETY: as above.
+        unsafe {
+            check(sys::cuEventRecord(meeting, self.0.stream), what)?;
+            check(sys::cuStreamWaitEvent(stream as sys::CUstream, meeting, 0), what)
+        }
+    }
+
+    fn holds(&self, address: u64) -> bool {
+        use sys::CUpointer_attribute_enum::{
+            CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, CU_POINTER_ATTRIBUTE_MEMORY_TYPE,
+        };
+        let (mut kind, mut ordinal) = (0u32, -1i32);
+        // SAFETY: each attribute is 32 bits, which are valid while they are written; any address may be asked for.
+        let known = self.0.enter().is_ok()
+            && unsafe {
+                let kind = (&raw mut kind).cast();
+                let ordinal = (&raw mut ordinal).cast();
+                sys::cuPointerGetAttribute(kind, CU_POINTER_ATTRIBUTE_MEMORY_TYPE, address)
+                    == CUresult::CUDA_SUCCESS
+                    && sys::cuPointerGetAttribute(ordinal, CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, address)
+                        == CUresult::CUDA_SUCCESS
+            };
+        let device = sys::CUmemorytype_enum::CU_MEMORYTYPE_DEVICE as u32;
+        known && kind == device && ordinal == self.0.context.ordinal as i32
     }
 
     fn synchronise(&self) -> Result<()> {
@@ -717,7 +812,7 @@ impl Driver for Gpu {
         let recording = recording.ok_or_else(|| Error::cuda(what, "it was not begun"))?;
         // Dropping this, after an error too, gives back what was freed meanwhile.
         let mut recorded =
-            Recorded { inner: self.0.clone(), executable: null_mut(), memory: recording.freed() };
+            Recorded { queue: self.0.clone(), executable: null_mut(), memory: recording.freed() };
         let mut graph = null_mut();
         // SAFETY: the stream is ours, and being recorded since `begin_capture`; the handles are valid while they are
         // written, and the graph is not used after it has become an executable one.
@@ -736,25 +831,25 @@ impl Driver for Gpu {
 
 /// Recorded launches with the memory that was freed while they were recorded: they still use it.
 struct Recorded {
-    inner: Arc<Inner>,
+    queue: Arc<Queue>,
     executable: sys::CUgraphExec,
     memory: Vec<u64>,
 }
 
-// SAFETY: as for `Inner`; only one thread at a time has this value.
+// SAFETY: as for `Queue`; only one thread at a time has this value.
 unsafe impl Send for Recorded {}
 
 impl Graph for Recorded {
     unsafe fn launch(&self) -> Result<()> {
-        self.inner.enter()?;
+        self.queue.enter()?;
         // SAFETY: the caller vouches for the memory that the launches touch; what was freed meanwhile is kept here.
-        check(unsafe { sys::cuGraphLaunch(self.executable, self.inner.stream) }, "recorded launches")
+        check(unsafe { sys::cuGraphLaunch(self.executable, self.queue.stream) }, "recorded launches")
     }
 }
 
 impl Drop for Recorded {
     fn drop(&mut self) {
-        if self.inner.enter().is_err() {
+        if self.queue.enter().is_err() {
             return;
         }
         // Only after its last launch: `release` follows the order of the queue, and the driver keeps an executable
@@ -764,9 +859,9 @@ impl Drop for Recorded {
             let _ = unsafe { sys::cuGraphExecDestroy(self.executable) };
         }
         // If another recording is under way, what is given back now belongs to that one.
-        match &mut *lock(&self.inner.recording) {
+        match &mut *lock(&self.queue.recording) {
             Some(recording) => recording.older.append(&mut self.memory),
-            None => self.memory.drain(..).for_each(|address| self.inner.release(address)),
+            None => self.memory.drain(..).for_each(|address| self.queue.release(address)),
         }
     }
 }

@@ -11,6 +11,7 @@ pub mod conv;
 pub mod depthwise;
 pub mod driver;
 pub mod elementwise;
+pub mod frame;
 pub mod fuse;
 pub mod fusion_loss;
 pub mod gate;
@@ -30,18 +31,29 @@ pub mod spatial;
 pub mod structure;
 pub mod trace;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use driver::{Arg, Driver, Launch, Work};
 
 use crate::{DType, Error, Result, Tensor};
+
+/// What [`open`] does: a device by its number, and whether its products round float32 factors as tf32.
+pub type Opener = fn(usize, bool) -> Result<Arc<dyn Driver>>;
+
+static OPENER: OnceLock<Opener> = OnceLock::new();
 
 /// Opens CUDA device number `ordinal`; with `tf32`, products of float32 round their factors.
 ///
 /// # Errors
 /// When there is no such device, no driver, or this build has no kernels: the message says which, and what to do.
 pub fn open(ordinal: usize, tf32: bool) -> Result<Arc<dyn Driver>> {
-    gpu::Gpu::open(ordinal, tf32)
+    OPENER.get_or_init(|| gpu::Gpu::open)(ordinal, tf32)
+}
+
+/// For tests: what [`open`] does from now on in this process, if nothing was opened before.
+#[doc(hidden)]
+pub fn open_with(opener: Opener) {
+    let _ = OPENER.set(opener);
 }
 
 /// Lanes of a warp.
@@ -149,6 +161,12 @@ impl<'a> Call<'a> {
             Some(y) => self.output_of(y, dtype),
             None => self.maybe_input_of(None, dtype),
         }
+    }
+
+    /// An address for whose memory the caller vouches.
+    pub fn pointer(mut self, address: u64) -> Self {
+        self.args.push(Arg::Pointer(address));
+        self
     }
 
     /// An `int`.

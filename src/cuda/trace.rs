@@ -121,6 +121,24 @@ impl Driver for Trace {
         self.device.as_ref().map_or((9, 0), |device| device.capability())
     }
 
+    fn queue(self: Arc<Self>) -> Result<Arc<dyn Driver>> {
+        Ok(self)
+    }
+
+    unsafe fn follow(&self, stream: u64) -> Result<()> {
+        // SAFETY: as the caller says, here and below.
+        self.device.as_ref().map_or(Ok(()), |device| unsafe { device.follow(stream) })
+    }
+
+    unsafe fn lead(&self, stream: u64) -> Result<()> {
+        // SAFETY: as above.
+        self.device.as_ref().map_or(Ok(()), |device| unsafe { device.lead(stream) })
+    }
+
+    fn holds(&self, address: u64) -> bool {
+        self.device.as_ref().is_some_and(|device| device.holds(address))
+    }
+
     fn allocate(&self, bytes: usize) -> Result<u64> {
         let live = self.live.fetch_add(bytes, Relaxed) + bytes;
         self.peak.fetch_max(live, Relaxed);

@@ -11,11 +11,11 @@ use crate::cuda::{gpu, kernels};
 #[repr(u32)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum amdanet_device_kind {
-    /// Whichever is best. In this version that is the CPU.
+    /// CUDA device 0 if it is usable, else the CPU.
     Auto = 0,
     /// The processor.
     Cpu = 1,
-    /// An NVIDIA GPU. This version does not compute there: AMDANET_STATUS_UNSUPPORTED.
+    /// An NVIDIA GPU.
     Cuda = 2,
 }
 
@@ -48,12 +48,13 @@ unsafe impl Struct for amdanet_device {
 fn devices() -> &'static [amdanet_device] {
     static DEVICES: OnceLock<Vec<amdanet_device>> = OnceLock::new();
     DEVICES.get_or_init(|| {
-        let mut devices = vec![named(amdanet_device_kind::Cpu, 0, 0, &cpu_name())];
+        let mut devices = vec![named(amdanet_device_kind::Cpu, 0, 0, true, &cpu_name())];
         for (ordinal, found) in gpu::find().map(|found| found.devices).unwrap_or_default().iter().enumerate()
         {
-            let fit = kernels::fit(found.capability).unwrap_or_else(|why| why);
-            let name = format!("{found}; not usable through this interface yet; {fit}");
-            devices.push(named(amdanet_device_kind::Cuda, ordinal as u32, found.bytes as u64, &name));
+            let fit = kernels::fit(found.capability);
+            let (usable, ordinal, memory) = (fit.is_ok(), ordinal as u32, found.bytes as u64);
+            let name = format!("{found}; {}", fit.unwrap_or_else(|why| why));
+            devices.push(named(amdanet_device_kind::Cuda, ordinal, memory, usable, &name));
         }
         devices
     })
@@ -64,8 +65,8 @@ fn cpu_name() -> String {
     format!("{}, {cores} threads", std::env::consts::ARCH)
 }
 
-fn named(kind: amdanet_device_kind, ordinal: u32, memory: u64, name: &str) -> amdanet_device {
-    let usable = u32::from(kind == amdanet_device_kind::Cpu);
+fn named(kind: amdanet_device_kind, ordinal: u32, memory: u64, usable: bool, name: &str) -> amdanet_device {
+    let usable = u32::from(usable);
     let mut device = amdanet_device { kind: kind as u32, ordinal, memory, usable, ..sized::zeroed() };
     let name = beginning(name, device.name.len() - 1);
     device.name.iter_mut().zip(name.bytes()).for_each(|(to, byte)| *to = byte as c_char);

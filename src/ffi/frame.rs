@@ -1,11 +1,14 @@
 //! Pictures and results in the caller's memory: checked first, then read and written row by row.
 
 use std::ffi::c_void;
+use std::sync::Arc;
 
 use super::model::reserved;
 use super::sized::{self, Struct};
 use super::status::{Failure, Result, amdanet_status, guard};
-use crate::infer::{Output, Pixels, Wanted};
+use crate::cuda::driver::Driver;
+use crate::cuda::frame;
+use crate::infer::{self, Output, Picture, Pixels, Wanted};
 use crate::model::{LARGEST_SIDE, SMALLEST_SIDE};
 
 /// The order of the numbers of a pixel.
@@ -42,7 +45,8 @@ pub enum amdanet_type {
 pub enum amdanet_memory {
     /// The program's own.
     Host = 0,
-    /// A CUDA device's, that of the session. Not in this version: AMDANET_STATUS_UNSUPPORTED.
+    /// That of the session's CUDA device, in its primary context, which is that of the CUDA runtime. There, addresses and
+    /// strides must be multiples of the size of a number, and floats of a picture that are not from 0 to 1 are limited.
     Cuda = 1,
 }
 
@@ -50,7 +54,7 @@ use amdanet_channels as Channels;
 use amdanet_memory as Memory;
 use amdanet_type as Type;
 
-/// A picture to read. Its layout never changes. No alignment is asked for.
+/// A picture to read. Its layout never changes. No alignment is asked for in the program's own memory.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct amdanet_picture {
@@ -75,7 +79,7 @@ pub struct amdanet_picture {
     pub white: f32,
 }
 
-/// Memory to write to. Its layout never changes. No alignment is asked for.
+/// Memory to write to. Its layout never changes. No alignment is asked for in the program's own memory.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct amdanet_buffer {
@@ -117,8 +121,10 @@ pub struct amdanet_frame {
     pub fused_channels: u32,
     /// An amdanet_type, not AMDANET_TYPE_U16. Bytes are 255 times the float, rounded.
     pub fused_type: u32,
-    /// A CUstream or cudaStream_t of the session's device, on which pictures in CUDA memory are ready and results are asked
-    /// for; NULL for the CPU. Not in this version: AMDANET_STATUS_UNSUPPORTED unless it is NULL.
+    /// A CUstream or cudaStream_t of the session's CUDA device that takes part: the frame begins when the work that is on it
+    /// is done, and work that is put on it after the frame begins when the results are there. If all pictures and buffers are
+    /// in CUDA memory, the frame counts as done when it is queued: they must then stay until the stream has come past it, and
+    /// what goes wrong on the device later is returned by a later call. NULL: pictures are ready at the call, and results when the frame is done; always for the CPU.
     pub stream: *mut c_void,
 }
 
@@ -146,6 +152,7 @@ struct Rows {
     /// Bytes of a row.
     row: usize,
     height: usize,
+    on_device: bool,
 }
 
 // SAFETY: the caller leaves the memory to the library until the frame is done, on whichever thread that is.
@@ -153,28 +160,37 @@ unsafe impl Send for Rows {}
 // SAFETY: as above.
 unsafe impl Sync for Rows {}
 
-impl Rows {
-    /// Checks a picture or a buffer of rows of `row` bytes.
-    fn new(
+/// What rows are checked for: the size of a frame, and the device of its session.
+struct Check<'a> {
+    device: Option<&'a Arc<dyn Driver>>,
+    width: usize,
+    height: usize,
+}
+
+impl Check<'_> {
+    /// Checks a picture or a buffer whose pixels are `count` numbers of `size` bytes.
+    fn rows(
+        &self,
         name: &str,
         (data, length, stride): (*mut c_void, usize, usize),
         memory: u32,
-        row: usize,
-        height: usize,
-    ) -> Result<Self> {
+        (count, size): (usize, usize),
+    ) -> Result<Rows> {
         if data.is_null() {
             return Err(Failure::argument(format!("{name}.data"), "is NULL"));
         }
-        match memory {
-            m if m == Memory::Host as u32 => {}
-            m if m == Memory::Cuda as u32 => {
-                let what = "CUDA memory: this version computes on the CPU; copy it to the program's own";
+        let device = match (memory, self.device) {
+            (m, _) if m == Memory::Host as u32 => None,
+            (m, Some(device)) if m == Memory::Cuda as u32 => Some(device),
+            (m, None) if m == Memory::Cuda as u32 => {
+                let what = "CUDA memory: the session computes on the CPU; copy it to the program's own";
                 return Err(Failure::new(amdanet_status::Unsupported, format!("{name}.memory: {what}")));
             }
-            m => {
+            (m, _) => {
                 return Err(Failure::argument(format!("{name}.memory"), format!("{m} is no amdanet_memory")));
             }
-        }
+        };
+        let (height, row) = (self.height, self.width * count * size);
         let stride = if stride == 0 { row } else { stride };
         if stride < row {
             let what = format!("{stride} bytes are less than the {row} of a row");
@@ -191,15 +207,36 @@ impl Rows {
             let what = format!("{length} bytes: {height} rows take {needed}");
             return Err(Failure::argument(format!("{name}.length"), what));
         }
-        Ok(Self { data: data.cast(), stride, row, height })
+        if let Some(device) = device {
+            for (field, value) in [("data", data as usize), ("stride", stride)] {
+                if !value.is_multiple_of(size) {
+                    let what = format!("{value:#x} is no multiple of {size}, the bytes of a number");
+                    return Err(Failure::argument(format!("{name}.{field}"), what));
+                }
+            }
+            let first = data as u64;
+            if ![first, first + needed as u64 - 1].iter().all(|&address| device.holds(address)) {
+                let what =
+                    format!("{needed} bytes from {first:#x} are not in the memory of {}", device.name());
+                return Err(Failure::argument(format!("{name}.data"), what));
+            }
+        }
+        Ok(Rows { data: data.cast(), stride, row, height, on_device: device.is_some() })
+    }
+}
+
+impl Rows {
+    /// Rows of numbers of `size` bytes on the device.
+    fn on_device(&self, size: usize) -> frame::Rows {
+        frame::Rows { address: self.data as u64, stride: self.stride / size }
     }
 
     /// The rows, for reading.
     ///
     /// # Safety
-    /// The caller's promise still holds: the memory is there, and nobody writes to it.
+    /// The caller's promise still holds: the memory is there, in the program's own, and nobody writes to it.
     unsafe fn read(&self) -> impl Iterator<Item = &[u8]> {
-        // SAFETY: `new` checked that the rows lie within the memory.
+        // SAFETY: `Check::rows` checked that the rows lie within the memory.
         (0..self.height)
             .map(|y| unsafe { std::slice::from_raw_parts(self.data.add(y * self.stride), self.row) })
     }
@@ -219,7 +256,7 @@ impl Rows {
     /// # Safety
     /// As [`Rows::read`], and nobody reads it either.
     unsafe fn write(&self) -> impl Iterator<Item = &mut [u8]> {
-        // SAFETY: `new` checked that the rows lie within the memory; one is handed out after the other.
+        // SAFETY: `Check::rows` checked that the rows lie within the memory; one is handed out after the other.
         (0..self.height)
             .map(|y| unsafe { std::slice::from_raw_parts_mut(self.data.add(y * self.stride), self.row) })
     }
@@ -263,6 +300,20 @@ impl Type {
             Self::F32 => 4,
         }
     }
+
+    fn number(self) -> frame::Number {
+        match self {
+            Self::U8 => frame::Number::U8,
+            Self::U16 => frame::Number::U16,
+            Self::F32 => frame::Number::F32,
+        }
+    }
+}
+
+/// Pixels on the device.
+fn on_device(rows: &Rows, channels: Channels, kind: Type, range: Option<(f32, f32)>) -> frame::Pixels {
+    let (number, order, channels) = (kind.number(), channels.order(), channels.count());
+    frame::Pixels { rows: rows.on_device(kind.bytes()), number, channels, order, range }
 }
 
 /// A picture that was checked.
@@ -290,7 +341,7 @@ impl Staging {
 }
 
 impl Source {
-    fn new(name: &'static str, picture: &amdanet_picture, width: usize, height: usize) -> Result<Self> {
+    fn new(name: &'static str, picture: &amdanet_picture, check: &Check) -> Result<Self> {
         let &amdanet_picture { data, length, stride, memory, black, white, .. } = picture;
         let channels = channels(&format!("{name}.channels"), picture.channels)?;
         let kind = type_of(&format!("{name}.type"), picture.r#type)?;
@@ -300,18 +351,45 @@ impl Source {
             let what = format!("{black} and {white}: must be two different finite numbers, or both 0");
             return Err(Failure::argument(format!("{name}.black and {name}.white"), what));
         }
-        let row = width * channels.count() * kind.bytes();
-        let rows = Rows::new(name, (data.cast_mut(), length, stride), memory, row, height)?;
+        let pixel = (channels.count(), kind.bytes());
+        let rows = check.rows(name, (data.cast_mut(), length, stride), memory, pixel)?;
         Ok(Self { name, rows, channels, kind, range })
     }
 
-    /// The picture for the engine, in `staging` where it has to be converted.
+    /// Whether it can be bytes for the engine.
+    fn is_bytes(&self) -> bool {
+        self.kind == Type::U8 && self.range.is_none()
+    }
+
+    /// The picture for the engine, as bytes or as floats.
+    ///
+    /// # Safety
+    /// As [`Rows::read`], or the picture is on the device.
+    unsafe fn picture<'a>(
+        &'a self,
+        width: usize,
+        staging: &'a mut Staging,
+        as_bytes: bool,
+    ) -> Result<Picture<'a>> {
+        if self.rows.on_device {
+            return Ok(Picture::Device(on_device(&self.rows, self.channels, self.kind, self.range)));
+        }
+        // SAFETY: as above.
+        unsafe { self.pixels(width, staging, as_bytes).map(Picture::Host) }
+    }
+
+    /// The picture in the program's own memory for the engine, in `staging` where it has to be converted.
     ///
     /// # Safety
     /// As [`Rows::read`].
-    unsafe fn pixels<'a>(&'a self, width: usize, staging: &'a mut Staging) -> Result<Pixels<'a>> {
+    unsafe fn pixels<'a>(
+        &'a self,
+        width: usize,
+        staging: &'a mut Staging,
+        as_bytes: bool,
+    ) -> Result<Pixels<'a>> {
         let count = 3 * width * self.rows.height;
-        if self.kind == Type::U8 && self.range.is_none() {
+        if as_bytes {
             // SAFETY: as above.
             if let Some(whole) = unsafe { self.rows.whole() }
                 && self.channels == Channels::Rgb
@@ -389,11 +467,12 @@ pub struct Frame {
     fused: Option<(Rows, Channels, Type)>,
     labels: Option<Rows>,
     probabilities: Option<Rows>,
+    stream: Option<u64>,
 }
 
 impl Frame {
-    /// Checks a frame of the caller for a network of so many classes.
-    pub fn new(frame: &amdanet_frame, classes: usize) -> Result<Self> {
+    /// Checks a frame of the caller for a network of so many classes, and for a session on the CPU or a device.
+    pub fn new(frame: &amdanet_frame, classes: usize, device: Option<&Arc<dyn Driver>>) -> Result<Self> {
         let side = |name: &str, n: u32| -> Result<usize> {
             if !(SMALLEST_SIDE..=LARGEST_SIDE).contains(&(n as usize)) {
                 let what = format!("{n} pixels: must be {SMALLEST_SIDE} to {LARGEST_SIDE}");
@@ -402,14 +481,16 @@ impl Frame {
             Ok(n as usize)
         };
         let (width, height) = (side("frame.width", frame.width)?, side("frame.height", frame.height)?);
-        if !frame.stream.is_null() {
+        let stream = (!frame.stream.is_null()).then_some(frame.stream as u64);
+        if stream.is_some() && device.is_none() {
             let what =
-                "frame.stream: this version computes on the CPU, which has no CUDA streams: leave it NULL";
+                "frame.stream: the session computes on the CPU, which has no CUDA streams: leave it NULL";
             return Err(Failure::new(amdanet_status::Unsupported, what));
         }
+        let check = Check { device, width, height };
         let sources = [
-            Source::new("frame.visible", &frame.visible, width, height)?,
-            Source::new("frame.infrared", &frame.infrared, width, height)?,
+            Source::new("frame.visible", &frame.visible, &check)?,
+            Source::new("frame.infrared", &frame.infrared, &check)?,
         ];
         let fused_channels = channels("frame.fused_channels", frame.fused_channels)?;
         let fused_type = type_of("frame.fused_type", frame.fused_type)?;
@@ -419,23 +500,23 @@ impl Frame {
         if fused_type == Type::U16 {
             return Err(Failure::argument("frame.fused_type", "the fused picture is uint8_t or float"));
         }
-        let buffer = |name: &str, buffer: &amdanet_buffer, pixel: usize| -> Result<Option<Rows>> {
+        let buffer = |name: &str, buffer: &amdanet_buffer, pixel: (usize, usize)| -> Result<Option<Rows>> {
             let &amdanet_buffer { data, length, stride, memory, reserved: zero } = buffer;
             if data.is_null() {
                 return Ok(None);
             }
             reserved(&format!("{name}.reserved"), zero)?;
-            Rows::new(name, (data, length, stride), memory, width * pixel, height).map(Some)
+            check.rows(name, (data, length, stride), memory, pixel).map(Some)
         };
-        let fused = buffer("frame.fused", &frame.fused, fused_channels.count() * fused_type.bytes())?;
-        let labels = buffer("frame.labels", &frame.labels, 1)?;
-        let probabilities = buffer("frame.probabilities", &frame.probabilities, 4 * classes)?;
+        let fused = buffer("frame.fused", &frame.fused, (fused_channels.count(), fused_type.bytes()))?;
+        let labels = buffer("frame.labels", &frame.labels, (1, 1))?;
+        let probabilities = buffer("frame.probabilities", &frame.probabilities, (classes, 4))?;
         if fused.is_none() && labels.is_none() && probabilities.is_none() {
             let what = "fused.data, labels.data and probabilities.data are NULL: ask for one of them";
             return Err(Failure::argument("frame", what));
         }
         let fused = fused.map(|rows| (rows, fused_channels, fused_type));
-        Ok(Self { width, height, sources, fused, labels, probabilities })
+        Ok(Self { width, height, sources, fused, labels, probabilities, stream })
     }
 
     /// What the engine has to compute.
@@ -447,24 +528,49 @@ impl Frame {
         }
     }
 
-    /// Both pictures for the engine.
+    /// Whether both pictures are bytes for the engine, which takes both as bytes or both as floats.
+    pub fn is_bytes(&self) -> bool {
+        self.sources.iter().all(Source::is_bytes)
+    }
+
+    /// The frame for the engine.
     ///
     /// # Safety
     /// The caller's pictures are still there, and nobody writes to them.
-    pub unsafe fn pixels<'a>(&'a self, staging: &'a mut [Staging; 2]) -> Result<[Pixels<'a>; 2]> {
+    pub unsafe fn request<'a>(&'a self, staging: &'a mut [Staging; 2]) -> Result<infer::Frame<'a>> {
         let ([visible, infrared], [first, second]) = (&self.sources, staging);
+        let as_bytes = self.is_bytes();
         // SAFETY: as above.
-        unsafe { Ok([visible.pixels(self.width, first)?, infrared.pixels(self.width, second)?]) }
+        let pictures = unsafe {
+            [visible.picture(self.width, first, as_bytes)?, infrared.picture(self.width, second, as_bytes)?]
+        };
+        let Self { width, height, labels, probabilities, stream, .. } = *self;
+        let fused = self.fused.as_ref();
+        let all = [fused.map(|(rows, ..)| *rows), labels, probabilities];
+        Ok(infer::Frame {
+            batch: 1,
+            height,
+            width,
+            pictures,
+            on_host: all.iter().flatten().any(|rows| !rows.on_device),
+            fused: fused
+                .filter(|(rows, ..)| rows.on_device)
+                .map(|(rows, channels, kind)| on_device(rows, *channels, *kind, None)),
+            labels: labels.filter(|rows| rows.on_device).map(|rows| rows.on_device(1)),
+            probabilities: probabilities.filter(|rows| rows.on_device).map(|rows| rows.on_device(4)),
+            stream,
+        })
     }
 
-    /// Writes the results.
+    /// Writes the results that are wanted in the program's own memory.
     ///
     /// # Safety
     /// The caller's buffers are still there, and nobody else uses them.
     pub unsafe fn write(&self, output: &Output) {
         // SAFETY: as above.
         unsafe {
-            match &self.fused {
+            let fused = self.fused.as_ref().filter(|(rows, ..)| !rows.on_device);
+            match fused {
                 Some((rows, channels, Type::F32)) => {
                     write_pixels(rows, *channels, output.image.unwrap_or_default(), f32::to_ne_bytes, 1.0);
                 }
@@ -473,10 +579,11 @@ impl Frame {
                 }
                 None => {}
             }
-            if let Some(rows) = &self.labels {
+            let on_host = |rows: &&Rows| !rows.on_device;
+            if let Some(rows) = self.labels.as_ref().filter(on_host) {
                 write_rows(rows, output.labels);
             }
-            if let Some(rows) = &self.probabilities {
+            if let Some(rows) = self.probabilities.as_ref().filter(on_host) {
                 write_rows(rows, bytemuck::cast_slice(output.probabilities.unwrap_or_default()));
             }
         }

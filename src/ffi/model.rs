@@ -2,18 +2,20 @@
 
 use std::ffi::{CString, c_char, c_void};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::handle::{self, Handle};
 use super::memory;
+use super::session::{Target, amdanet_precision};
 use super::sized::{self, Struct};
 use super::status::{
     Failure, Progress, Result, amdanet_log_level, amdanet_progress_callback, amdanet_status, guard, log,
 };
 use crate::checkpoint::{self, Loaded};
+use crate::cuda::driver::Driver;
 use crate::infer::Engine;
 use crate::model::{LARGEST_SIDE, SMALLEST_SIDE};
-use crate::{Error, infer};
+use crate::{DType, Device, Error, cuda};
 
 /// A network with its weights. It never changes once it is loaded, so that any number of threads may use it at once.
 pub struct amdanet_model(Arc<Model>);
@@ -21,6 +23,8 @@ pub struct amdanet_model(Arc<Model>);
 /// What an [`amdanet_model`] shares.
 pub struct Model {
     engine: Engine,
+    /// The network on CUDA devices, made when it is first asked for.
+    on_devices: Mutex<Vec<(Target, Computer)>>,
     classes: Vec<(CString, [u8; 3])>,
     arch: CString,
     encoder: CString,
@@ -204,7 +208,8 @@ fn load(
     });
     let engine = Engine::consume(model)?;
     progress.say(2, 2)?;
-    Ok(Model { engine, classes, arch, encoder, parameters })
+    let on_devices = Mutex::default();
+    Ok(Model { engine, on_devices, classes, arch, encoder, parameters })
 }
 
 /// Frees a network; sessions that were made of it go on. NULL, and what was freed before, are nothing. Any thread may call
@@ -311,10 +316,34 @@ pub unsafe extern "C" fn amdanet_model_get_class(
     })
 }
 
+/// What computes: the engine, and the device that it is on, if it is on one.
+#[derive(Clone)]
+pub(super) struct Computer {
+    pub engine: Engine,
+    pub device: Option<Arc<dyn Driver>>,
+}
+
 impl Model {
-    /// Memory and plans for one frame at a time.
-    pub fn session(&self) -> infer::Session {
-        self.engine.session()
+    /// The network where it is to compute.
+    pub(super) fn computer(&self, target: Target) -> Result<Computer> {
+        let Target::Cuda { ordinal, precision } = target else {
+            return Ok(Computer { engine: self.engine.clone(), device: None });
+        };
+        let mut there = self.on_devices.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, computer)) = there.iter().find(|(known, _)| *known == target) {
+            return Ok(computer.clone());
+        }
+        let device = cuda::open(ordinal as usize, precision == amdanet_precision::Tf32)
+            .map_err(|e| Failure::new(amdanet_status::Unsupported, e.to_string()))?;
+        let dtype = match precision {
+            amdanet_precision::F32 | amdanet_precision::Tf32 => DType::F32,
+            amdanet_precision::F16 => DType::F16,
+            amdanet_precision::Bf16 => DType::BF16,
+        };
+        let engine = self.engine.clone().to(&Device::Cuda(device.clone()), dtype)?;
+        let computer = Computer { engine, device: Some(device) };
+        there.push((target, computer.clone()));
+        Ok(computer)
     }
 
     /// Number of classes.

@@ -12,14 +12,15 @@ use super::device::amdanet_device_kind;
 use super::frame::{Frame, Staging, amdanet_frame};
 use super::handle::{self, Handle};
 use super::memory;
-use super::model::{Model, amdanet_model};
+use super::model::{Computer, Model, amdanet_model};
 use super::pool::Pool;
 use super::sized::{self, Struct};
 use super::status::{
     Failure, Progress, Result, amdanet_log_level, amdanet_progress_callback, amdanet_status, guard,
     is_in_callback, log,
 };
-use crate::infer::{self, Pairs, Pixels, Step, Wanted};
+use crate::cuda::driver::Driver;
+use crate::infer::{self, Engine, Pairs, Pixels, Step, Wanted};
 use crate::model::{LARGEST_SIDE, SMALLEST_SIDE};
 
 /// Memory, plans and threads that compute with a network. A session computes one frame at a time; for several at once make
@@ -39,7 +40,7 @@ impl Handle for amdanet_session {
     }
 }
 
-/// The type of the arithmetic.
+/// The type of the arithmetic, whose sums are 32-bit floats in any case.
 #[repr(u32)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum amdanet_precision {
@@ -63,13 +64,14 @@ pub struct amdanet_session_params {
     pub progress: amdanet_progress_callback,
     /// Handed to `progress`.
     pub progress_user: *mut c_void,
-    /// The most bytes that a frame may take besides weights and the caller's own; 0 for what the machine has.
+    /// The most bytes that a frame may take besides weights and the caller's own, on the device that computes it; 0 for what
+    /// there is.
     pub memory_limit: u64,
     /// An amdanet_device_kind.
     pub device: u32,
     /// Which device of that kind; 0 for AMDANET_DEVICE_KIND_AUTO and AMDANET_DEVICE_KIND_CPU.
     pub ordinal: u32,
-    /// An amdanet_precision; AMDANET_PRECISION_F32 on the CPU.
+    /// An amdanet_precision; AMDANET_PRECISION_F32 on the CPU. AMDANET_PRECISION_F16 is the fastest on a GPU.
     pub precision: u32,
     /// Threads of its own, 1 to 1024. 0: one for each processor, which all such sessions share; sessions that compute at the
     /// same time are better off with their own. A session's results do not depend on it.
@@ -104,8 +106,18 @@ pub unsafe extern "C" fn amdanet_session_params_init(
     guard(|| unsafe { sized::init(params, struct_size) })
 }
 
+/// What a session computes on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Target {
+    Cpu,
+    Cuda { ordinal: u32, precision: amdanet_precision },
+}
+
 /// The numbers of [`amdanet_session_params`], checked.
 struct Params {
+    kind: amdanet_device_kind,
+    ordinal: u32,
+    precision: amdanet_precision,
     progress: Progress,
     limit: u64,
     /// Width and height of all frames.
@@ -117,25 +129,24 @@ struct Params {
 impl Params {
     fn new(params: &amdanet_session_params) -> Result<Self> {
         let refuse = |name: &str, what: String| Err(Failure::argument(format!("params.{name}"), what));
-        let unsupported = |name: &str, what: &str| {
-            Err(Failure::new(amdanet_status::Unsupported, format!("params.{name}: {what}")))
-        };
-        match params.device {
-            d if d == amdanet_device_kind::Cuda as u32 => {
-                let what = "this version does not compute on CUDA devices through this interface: use \
-                            AMDANET_DEVICE_KIND_CPU or AMDANET_DEVICE_KIND_AUTO";
-                return unsupported("device", what);
-            }
-            0 | 1 => {}
+        let kind = match params.device {
+            0 => amdanet_device_kind::Auto,
+            1 => amdanet_device_kind::Cpu,
+            2 => amdanet_device_kind::Cuda,
             d => return refuse("device", format!("{d} is no amdanet_device_kind")),
+        };
+        if kind != amdanet_device_kind::Cuda && params.ordinal != 0 {
+            return refuse("ordinal", format!("{}: only CUDA devices are numbered", params.ordinal));
         }
-        if params.ordinal != 0 {
-            return refuse("ordinal", format!("{}: there is one CPU, number 0", params.ordinal));
-        }
-        match params.precision {
-            0 => {}
-            1..=3 => return unsupported("precision", "the CPU computes in AMDANET_PRECISION_F32"),
+        let precision = match params.precision {
+            0 => amdanet_precision::F32,
+            1 => amdanet_precision::Tf32,
+            2 => amdanet_precision::F16,
+            3 => amdanet_precision::Bf16,
             p => return refuse("precision", format!("{p} is no amdanet_precision")),
+        };
+        if kind == amdanet_device_kind::Cpu && precision != amdanet_precision::F32 {
+            return Err(Params::no_precision());
         }
         if params.threads > 1024 {
             return refuse("threads", format!("{}: must be 0 to 1024", params.threads));
@@ -157,12 +168,41 @@ impl Params {
             return refuse("timing", format!("{}: must be 0 or 1", params.timing));
         }
         Ok(Self {
+            kind,
+            ordinal: params.ordinal,
+            precision,
             progress: Progress { callback: params.progress, user: params.progress_user },
             limit: params.memory_limit,
             fixed,
             queue: if params.queue == 0 { 2 } else { params.queue as usize },
             timing: params.timing == 1,
         })
+    }
+
+    fn no_precision() -> Failure {
+        let what = "params.precision: the CPU computes in AMDANET_PRECISION_F32";
+        Failure::new(amdanet_status::Unsupported, what)
+    }
+
+    /// The network where it is to compute.
+    fn place(&self, model: &Model) -> Result<(Target, Computer)> {
+        let &Self { kind, ordinal, precision, .. } = self;
+        let cuda = Target::Cuda { ordinal, precision };
+        let target = match kind {
+            amdanet_device_kind::Cpu => Target::Cpu,
+            amdanet_device_kind::Cuda => cuda,
+            amdanet_device_kind::Auto => match model.computer(cuda) {
+                Ok(computer) => return Ok((cuda, computer)),
+                Err(e) => {
+                    log(amdanet_log_level::Info, || format!("the CPU computes: {}", e.message));
+                    if precision != amdanet_precision::F32 {
+                        return Err(Self::no_precision());
+                    }
+                    Target::Cpu
+                }
+            },
+        };
+        Ok((target, model.computer(target)?))
     }
 }
 
@@ -173,7 +213,7 @@ impl Params {
 ///
 /// Errors: AMDANET_STATUS_INVALID_ARGUMENT; AMDANET_STATUS_UNSUPPORTED for a device or precision that there is not, and when
 /// `params` has fields of a newer version that are not 0; AMDANET_STATUS_OUT_OF_MEMORY when memory or threads for the size
-/// given cannot be had.
+/// given cannot be had; AMDANET_STATUS_DEVICE.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn amdanet_session_create(
@@ -189,15 +229,18 @@ pub unsafe extern "C" fn amdanet_session_create(
         };
         let model = handle::get(model)?;
         let params = Params::new(&raw)?;
-        let mut core = Core::new(model, Pool::new(raw.threads)?);
+        let classes = model.classes();
+        let (target, Computer { engine, device }) = params.place(&model)?;
+        let mut core = Core::new(engine, device.is_some(), Pool::new(raw.threads)?);
         if let Some((width, height)) = params.fixed {
             core.warm(&params, width, height)?;
         }
         log(amdanet_log_level::Info, || {
-            format!("made a session on the CPU with {} threads", core.pool.len())
+            let on = device.as_ref().map_or("the CPU".into(), |device| device.name());
+            format!("made a session on {on} with {} threads", core.pool.len())
         });
         // SAFETY: the place was checked above.
-        unsafe { handle::give(Session::new(params, core), session) };
+        unsafe { handle::give(Session::new(params, classes, target, device, core), session) };
         Ok(())
     })
 }
@@ -225,8 +268,8 @@ pub unsafe extern "C" fn amdanet_session_free(session: *mut amdanet_session) {
 /// Threads: any, one at a time; see AMDANET_STATUS_BUSY.
 ///
 /// Errors: AMDANET_STATUS_INVALID_ARGUMENT, which also is a picture of floats that are not from 0 to 1, and another size than
-/// that of the session; AMDANET_STATUS_UNSUPPORTED for CUDA memory and streams, and for fields of a newer version that are not
-/// 0; AMDANET_STATUS_BUSY while the session computes another frame, has frames in its queue, or when it is called from a
+/// that of the session; AMDANET_STATUS_UNSUPPORTED for CUDA memory and streams where the session is on the CPU, and for fields
+/// of a newer version that are not 0; AMDANET_STATUS_DEVICE; AMDANET_STATUS_BUSY while the session computes another frame, has frames in its queue, or when it is called from a
 /// callback of the session; AMDANET_STATUS_OUT_OF_MEMORY; AMDANET_STATUS_CANCELLED by the progress callback. After an error the
 /// buffers hold what they held, and the session can go on.
 #[unsafe(no_mangle)]
@@ -344,11 +387,15 @@ pub unsafe extern "C" fn amdanet_session_get_info(
         let session = handle::get(session)?;
         let submitted = session.queue().submitted() as u32;
         let core = session.idle()?;
+        let (device, ordinal, precision) = match session.target {
+            Target::Cpu => (amdanet_device_kind::Cpu, 0, amdanet_precision::F32),
+            Target::Cuda { ordinal, precision } => (amdanet_device_kind::Cuda, ordinal, precision),
+        };
         let value = amdanet_session_info {
             memory: (core.held + core.staging.iter().map(Staging::len).sum::<usize>()) as u64,
-            device: amdanet_device_kind::Cpu as u32,
-            ordinal: 0,
-            precision: amdanet_precision::F32 as u32,
+            device: device as u32,
+            ordinal,
+            precision: precision as u32,
             threads: core.pool.len() as u32,
             steps: core.steps.len() as u32,
             submitted,
@@ -432,10 +479,11 @@ impl Noted {
 
 /// What computes.
 struct Core {
-    model: Arc<Model>,
+    engine: Engine,
     session: infer::Session,
-    /// The shapes that `session` has plans for.
-    shapes: HashSet<(usize, usize, Wanted)>,
+    on_device: bool,
+    /// The frames that `session` has plans for.
+    shapes: HashSet<(usize, usize, bool, Wanted)>,
     /// Bytes of memory of the largest of them.
     held: usize,
     staging: [Staging; 2],
@@ -447,11 +495,11 @@ struct Core {
 const MOST_SHAPES: usize = 16;
 
 impl Core {
-    fn new(model: Arc<Model>, pool: Pool) -> Self {
-        let session = model.session();
+    fn new(engine: Engine, on_device: bool, pool: Pool) -> Self {
         Self {
-            model,
-            session,
+            session: engine.session(),
+            engine,
+            on_device,
             shapes: HashSet::new(),
             held: 0,
             staging: Default::default(),
@@ -462,44 +510,54 @@ impl Core {
 
     /// Forgets all plans, and gives their memory back.
     fn reset(&mut self) {
-        self.session = self.model.session();
+        self.session = self.engine.session();
         self.shapes.clear();
         self.held = 0;
     }
 
-    /// Plans for a shape, and sees that there is memory for it.
-    fn prepare(&mut self, params: &Params, width: usize, height: usize, wanted: Wanted) -> Result<()> {
-        if self.shapes.contains(&(width, height, wanted)) {
+    /// Plans for a shape of pictures that are bytes or floats, and sees that there is memory for it.
+    fn prepare(
+        &mut self,
+        params: &Params,
+        (width, height): (usize, usize),
+        bytes: bool,
+        wanted: Wanted,
+    ) -> Result<()> {
+        if self.shapes.contains(&(width, height, bytes, wanted)) {
             return Ok(());
         }
         if self.shapes.len() == MOST_SHAPES {
             self.reset();
         }
-        let none = Pixels::Bytes(&[]);
+        let none = if bytes { Pixels::Bytes(&[]) } else { Pixels::Floats(&[]) };
         let pairs = Pairs { batch: 1, height, width, visible: none, infrared: none };
         let plan = self.session.plan(&pairs, wanted)?;
         let scratch = plan.scratch.saturating_mul(self.pool.len() + 1);
-        let bytes = plan.arena.saturating_add(scratch);
+        let bytes_taken = plan.arena.saturating_add(scratch);
         let what = format!("a frame of {width}x{height} pixels");
         log(amdanet_log_level::Debug, || {
-            format!("{what} is {} steps in {:.1} MB", plan.steps.len(), bytes as f64 / 1e6)
+            format!("{what} is {} steps in {:.1} MB", plan.steps.len(), bytes_taken as f64 / 1e6)
         });
-        if params.limit != 0 && bytes as u64 > params.limit {
+        if params.limit != 0 && bytes_taken as u64 > params.limit {
             let limit = params.limit;
-            let what = format!("{what} takes {bytes} bytes, above params.memory_limit = {limit}");
+            let what = format!("{what} takes {bytes_taken} bytes, above params.memory_limit = {limit}");
+            // A device's memory was taken with the plan.
+            self.reset();
             return Err(Failure::new(amdanet_status::OutOfMemory, what));
         }
-        if bytes > self.held {
-            memory::check(bytes, &what)?;
-            self.held = bytes;
+        if bytes_taken > self.held {
+            if !self.on_device {
+                memory::check(bytes_taken, &what)?;
+            }
+            self.held = bytes_taken;
         }
-        self.shapes.insert((width, height, wanted));
+        self.shapes.insert((width, height, bytes, wanted));
         Ok(())
     }
 
     /// Computes black pictures, after which all memory is there.
     fn warm(&mut self, params: &Params, width: usize, height: usize) -> Result<()> {
-        self.prepare(params, width, height, Wanted::default())?;
+        self.prepare(params, (width, height), true, Wanted::default())?;
         let black = vec![0; 3 * width * height];
         let (visible, infrared) = (Pixels::Bytes(&black), Pixels::Bytes(&black));
         let pairs = Pairs { batch: 1, height, width, visible, infrared };
@@ -509,31 +567,30 @@ impl Core {
     }
 
     fn compute(&mut self, params: &Params, frame: &Frame) -> Result<()> {
-        let (width, height, wanted) = (frame.width, frame.height, frame.wanted());
-        self.prepare(params, width, height, wanted)?;
+        let wanted = frame.wanted();
+        self.prepare(params, (frame.width, frame.height), frame.is_bytes(), wanted)?;
         let Self { session, staging, pool, steps, .. } = self;
         pool.install(|| {
             // SAFETY: the caller leaves pictures and buffers to the library until the frame is done.
-            let [visible, infrared] = unsafe { frame.pixels(staging)? };
-            let pairs = Pairs { batch: 1, height, width, visible, infrared };
-            let output = if params.timing || params.progress.is_wanted() {
-                let (mut noted, mut stopped, mut done) = (Vec::new(), Ok(()), 0);
-                let (progress, timing) = (params.progress, params.timing);
-                let mut watch = |step: &Step, seconds: f64, total: usize| {
-                    done += 1;
-                    if timing {
-                        noted.push(Noted::new(step, seconds));
-                    }
-                    stopped = progress.say(done, total);
-                    if stopped.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-                };
-                let output = session.run_watched(&pairs, wanted, &mut watch)?;
-                stopped?;
-                *steps = noted;
-                output
-            } else {
-                Some(session.run(&pairs, wanted)?)
+            let request = unsafe { frame.request(staging)? };
+            let (mut noted, mut stopped, mut done) = (Vec::new(), Ok(()), 0);
+            let (progress, timing) = (params.progress, params.timing);
+            let mut watch = |step: &Step, seconds: f64, total: usize| {
+                done += 1;
+                if timing {
+                    noted.push(Noted::new(step, seconds));
+                }
+                stopped = progress.say(done, total);
+                if stopped.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
             };
+            let is_watched = timing || progress.is_wanted();
+            // SAFETY: as above.
+            let output =
+                unsafe { session.run_frame(&request, wanted, is_watched.then_some(&mut watch as _))? };
+            stopped?;
+            if is_watched {
+                *steps = noted;
+            }
             if let Some(output) = output {
                 // SAFETY: as above; the pictures are not read any more.
                 unsafe { frame.write(&output) };
@@ -570,6 +627,8 @@ impl Queue {
 pub struct Session {
     params: Params,
     classes: usize,
+    target: Target,
+    device: Option<Arc<dyn Driver>>,
     core: Mutex<Core>,
     queue: Mutex<Queue>,
     changed: Condvar,
@@ -590,10 +649,15 @@ impl Drop for Turn<'_> {
 }
 
 impl Session {
-    fn new(params: Params, core: Core) -> Self {
-        let classes = core.model.classes();
-        let (queue, changed) = (Mutex::default(), Condvar::new());
-        Self { params, classes, core: Mutex::new(core), queue, changed }
+    fn new(
+        params: Params,
+        classes: usize,
+        target: Target,
+        device: Option<Arc<dyn Driver>>,
+        core: Core,
+    ) -> Self {
+        let (core, queue, changed) = (Mutex::new(core), Mutex::default(), Condvar::new());
+        Self { params, classes, target, device, core, queue, changed }
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
@@ -611,7 +675,7 @@ impl Session {
     }
 
     fn check(&self, frame: &amdanet_frame) -> Result<Frame> {
-        let frame = Frame::new(frame, self.classes)?;
+        let frame = Frame::new(frame, self.classes, self.device.as_ref())?;
         match self.params.fixed {
             Some((w, h)) if (w, h) != (frame.width, frame.height) => {
                 let what = format!("{}x{}, and the session was made for {w}x{h}", frame.width, frame.height);

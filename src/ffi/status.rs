@@ -33,6 +33,8 @@ pub enum amdanet_status {
     Cancelled = 8,
     /// The library has a defect. Please report it with amdanet_last_error.
     Internal = 9,
+    /// A CUDA device reported an error, such as too little memory. amdanet_last_error has its words.
+    Device = 10,
 }
 
 use amdanet_status as Status;
@@ -71,7 +73,7 @@ impl From<Error> for Failure {
             }
             Error::Io { .. } => Status::Io,
             Error::File { .. } => Status::BadFile,
-            Error::Cuda { .. } => Status::Unsupported,
+            Error::Cuda { .. } => Status::Device,
             Error::Config(_) => Status::InvalidArgument,
             Error::Shape { .. } | Error::NoBackward { .. } => Status::Internal,
         };
@@ -149,6 +151,7 @@ pub extern "C" fn amdanet_status_name(status: i32) -> *const c_char {
         c"timeout",
         c"cancelled",
         c"internal error",
+        c"device error",
     ];
     usize::try_from(status).ok().and_then(|i| names.get(i)).unwrap_or(&c"unknown status").as_ptr()
 }

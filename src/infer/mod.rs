@@ -28,6 +28,7 @@ use pack::{Source, Weights};
 pub use plan::{Plan, Step, Watch};
 use product::Instructions;
 
+use crate::cuda::frame;
 use crate::data::ClassSet;
 use crate::model::{Amdanet, ModelConfig, SMALLEST_SIDE};
 use crate::{DType, Device, Error, Result, Tensor, cpu};
@@ -209,7 +210,50 @@ impl<'a> Pairs<'a> {
         let [visible, infrared] = [visible, infrared].map(|x| Pixels::Floats(x.f32()));
         Ok(Self { batch: shape[1], height: shape[2], width: shape[3], visible, infrared })
     }
+}
 
+/// A picture.
+#[derive(Clone, Copy)]
+pub enum Picture<'a> {
+    /// In the memory of the host.
+    Host(Pixels<'a>),
+    /// In the memory of the engine's device.
+    Device(frame::Pixels),
+}
+
+/// A batch of pairs of which pictures and results may be in the memory of the engine's device.
+pub struct Frame<'a> {
+    /// How many; 1 if anything is on the device.
+    pub batch: usize,
+    /// Rows of a picture.
+    pub height: usize,
+    /// Columns of a picture.
+    pub width: usize,
+    /// The visible and the infrared picture.
+    pub pictures: [Picture<'a>; 2],
+    /// Whether results are wanted on the host; without it what [`Output`] holds is arbitrary.
+    pub on_host: bool,
+    /// Where the fused picture goes on the device, if it does; as floats only if [`Wanted::image`] is set.
+    pub fused: Option<frame::Pixels>,
+    /// Where the labels go on the device, as bytes.
+    pub labels: Option<frame::Rows>,
+    /// Where the probabilities go on the device, as floats, if [`Wanted::probabilities`] is set.
+    pub probabilities: Option<frame::Rows>,
+    /// A stream of the device, a `CUstream`, on which pictures are ready and results are asked for. With one, and nothing on
+    /// the host, a run returns when all is queued.
+    pub stream: Option<u64>,
+}
+
+impl<'a> From<&Pairs<'a>> for Frame<'a> {
+    fn from(pairs: &Pairs<'a>) -> Self {
+        let &Pairs { batch, height, width, visible, infrared } = pairs;
+        let pictures = [visible, infrared].map(Picture::Host);
+        let (fused, labels, probabilities, stream) = (None, None, None, None);
+        Self { batch, height, width, pictures, on_host: true, fused, labels, probabilities, stream }
+    }
+}
+
+impl<'a> Frame<'a> {
     fn check_size(&self) -> Result<()> {
         let Self { batch, height, width, .. } = *self;
         if batch == 0 || height.min(width) < SMALLEST_SIDE {
@@ -222,16 +266,31 @@ impl<'a> Pairs<'a> {
     }
 
     fn check_pixels(&self) -> Result<()> {
-        let Self { batch, height, width, visible, infrared } = *self;
+        let Self { batch, height, width, .. } = *self;
         let numbers = 3 * batch * height * width;
-        if visible.len() != numbers || infrared.len() != numbers {
-            return Err(Error::Config(format!(
-                "{batch} pairs of {width}x{height} pixels have {numbers} numbers each, not {} and {}",
-                visible.len(),
-                infrared.len()
-            )));
+        for (picture, name) in self.pictures.iter().zip(["visible", "infrared"]) {
+            if let Picture::Host(pixels) = picture
+                && pixels.len() != numbers
+            {
+                return Err(Error::Config(format!(
+                    "{batch} pairs of {width}x{height} pixels have {numbers} {name} numbers, not {}",
+                    pixels.len()
+                )));
+            }
         }
         Ok(())
+    }
+
+    /// The pairs, if nothing is on a device.
+    fn pairs(&self) -> Option<Pairs<'a>> {
+        let &Self { batch, height, width, pictures: [visible, infrared], .. } = self;
+        let results = [self.fused.is_some(), self.labels.is_some(), self.probabilities.is_some()];
+        match (visible, infrared) {
+            (Picture::Host(visible), Picture::Host(infrared)) if results == [false; 3] => {
+                Some(Pairs { batch, height, width, visible, infrared })
+            }
+            _ => None,
+        }
     }
 }
 
@@ -271,15 +330,35 @@ impl Session {
     /// # Errors
     /// As [`Session::run`].
     pub fn run_timed(&mut self, pairs: &Pairs, wanted: Wanted) -> Result<Output<'_>> {
-        self.run_watched(pairs, wanted, &mut |_, _, _| ControlFlow::Continue(())).map(Self::whole)
+        self.compute(pairs, wanted, Some(&mut |_, _, _| ControlFlow::Continue(()))).map(Self::whole)
     }
 
-    /// As [`Session::run_timed`], and `watch` is told of each step. Nothing comes of a run that it stops.
+    /// As [`Session::run`], of pictures and with results that may be on the engine's device. With `watch`, that is told of
+    /// each step, whose time is noted in the plan; nothing comes of a run that it stops.
     ///
     /// # Errors
-    /// As [`Session::run`].
-    pub fn run_watched(&mut self, pairs: &Pairs, wanted: Wanted, watch: Watch) -> Result<Option<Output<'_>>> {
-        self.compute(pairs, wanted, Some(watch))
+    /// As [`Session::run`], and when something is on a device and the engine is not, or there are several pairs.
+    ///
+    /// # Safety
+    /// What is on the device is there, in the sizes of the frame, until the device has done the work that is queued here;
+    /// until then nobody else writes to it, nor reads results.
+    pub unsafe fn run_frame(
+        &mut self,
+        frame: &Frame,
+        wanted: Wanted,
+        watch: Option<Watch>,
+    ) -> Result<Option<Output<'_>>> {
+        frame.check_size()?;
+        frame.check_pixels()?;
+        match &mut self.0 {
+            Kind::Cpu(session) => {
+                let pairs = frame.pairs().ok_or_else(|| {
+                    Error::Config("a picture or a result is on a device, and the engine on the CPU".into())
+                })?;
+                Ok(session.run(&pairs, wanted, watch))
+            }
+            Kind::Device(session) => session.run(frame, wanted, watch),
+        }
     }
 
     fn whole(output: Option<Output<'_>>) -> Output<'_> {
@@ -292,20 +371,17 @@ impl Session {
     /// # Errors
     /// When a side is below 32, the batch is empty, or a device reports an error.
     pub fn plan(&mut self, pairs: &Pairs, wanted: Wanted) -> Result<&Plan> {
-        pairs.check_size()?;
+        let frame = Frame::from(pairs);
+        frame.check_size()?;
         match &mut self.0 {
             Kind::Cpu(session) => Ok(session.plan(pairs, wanted)),
-            Kind::Device(session) => session.plan(pairs, wanted),
+            Kind::Device(session) => session.plan(&frame, wanted),
         }
     }
 
     /// None when `watch` has stopped it.
     fn compute(&mut self, pairs: &Pairs, wanted: Wanted, watch: Option<Watch>) -> Result<Option<Output<'_>>> {
-        pairs.check_size()?;
-        pairs.check_pixels()?;
-        match &mut self.0 {
-            Kind::Cpu(session) => Ok(session.run(pairs, wanted, watch)),
-            Kind::Device(session) => session.run(pairs, wanted, watch),
-        }
+        // SAFETY: nothing is on a device.
+        unsafe { self.run_frame(&pairs.into(), wanted, watch) }
     }
 }

@@ -13,7 +13,7 @@ static void messages(void)
     CHECK(strlen(message) == sizeof message - 1 && strncmp(message, "index: 1000: th", 15) == 0);
     CHECK(strcmp(amdanet_status_name(AMDANET_STATUS_BUSY), "busy") == 0);
     CHECK(strcmp(amdanet_status_name(AMDANET_STATUS_INTERNAL), "internal error") == 0);
-    CHECK(strcmp(amdanet_status_name(10), "unknown status") == 0 && strcmp(amdanet_status_name(-1), "unknown status") == 0);
+    CHECK(strcmp(amdanet_status_name(11), "unknown status") == 0 && strcmp(amdanet_status_name(-1), "unknown status") == 0);
 }
 
 static void structures(const amdanet_model *model)
@@ -106,7 +106,7 @@ static void making(const amdanet_model *model)
     FAILS(amdanet_session_create(model, &params, &session), status, words);                                \
     CHECK(session == NULL)
     PARAM(struct_size, 1, INVALID_ARGUMENT, "struct_size");
-    PARAM(device, AMDANET_DEVICE_KIND_CUDA, UNSUPPORTED, "params.device");
+    PARAM(device, AMDANET_DEVICE_KIND_CUDA, UNSUPPORTED, "cuda:0");
     PARAM(device, 3, INVALID_ARGUMENT, "params.device: 3");
     PARAM(ordinal, 1, INVALID_ARGUMENT, "params.ordinal: 1");
     PARAM(precision, AMDANET_PRECISION_F16, UNSUPPORTED, "params.precision");

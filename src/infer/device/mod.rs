@@ -16,8 +16,9 @@ use weights::Weights;
 
 use super::pack;
 use super::plan::{Plan, Watch};
-use super::{Output, Pairs, Pixels, Wanted};
+use super::{Frame, Output, Picture, Pixels, Wanted};
 use crate::cuda::driver::Driver;
+use crate::cuda::frame::{self, Number};
 use crate::model::ModelConfig;
 use crate::{DType, Device, Error, Result, Shape, Tensor};
 
@@ -28,8 +29,8 @@ const KEPT: usize = 8;
 pub struct Packed {
     weights: Weights,
     recorder: Arc<Recorder>,
-    /// Held while something is recorded or computed: the device has one queue.
-    busy: Mutex<()>,
+    /// Held while something is recorded.
+    recording: Mutex<()>,
 }
 
 impl Packed {
@@ -40,7 +41,9 @@ impl Packed {
     pub fn new(weights: &pack::Weights, driver: &Arc<dyn Driver>, dtype: DType) -> Result<Self> {
         let recorder = Recorder::new(driver);
         let weights = Weights::new(weights, &Device::Cuda(recorder.clone()), dtype)?;
-        Ok(Self { weights, recorder, busy: Mutex::new(()) })
+        // Other queues read them.
+        driver.synchronise()?;
+        Ok(Self { weights, recorder, recording: Mutex::new(()) })
     }
 
     /// The network's numbers.
@@ -69,29 +72,44 @@ struct Host {
     floats: [Option<Tensor>; 3],
 }
 
-/// The graphs for the shapes met so far.
+/// A queue, and the graphs for the shapes met so far.
 pub struct Session {
     packed: Arc<Packed>,
+    /// Made for the first frame.
+    queue: Option<Arc<dyn Driver>>,
     networks: HashMap<Key, Network>,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.finish();
+    }
 }
 
 impl Session {
     /// Memory for one caller at a time.
     pub fn new(packed: Arc<Packed>) -> Self {
-        Self { packed, networks: HashMap::new() }
+        Self { packed, queue: None, networks: HashMap::new() }
     }
 
-    /// Fuses and labels a batch, whose sizes were checked; None when `watch` has stopped it.
+    /// Waits for what is queued, after which its memory can be given back. What went wrong was reported, or nobody waits for
+    /// it any more.
+    fn finish(&self) {
+        if let Some(queue) = &self.queue {
+            let _ = queue.synchronise();
+        }
+    }
+
+    /// Fuses and labels a batch; None when `watch` has stopped it.
     ///
     /// # Errors
-    /// When the device reports one.
-    pub fn run(&mut self, pairs: &Pairs, wanted: Wanted, watch: Option<Watch>) -> Result<Option<Output<'_>>> {
-        let (packed, network) = self.network(pairs, wanted)?;
-        let _busy = packed.busy.lock().unwrap_or_else(PoisonError::into_inner);
-        let done = network.compute(&**packed.recorder.device(), pairs, watch);
+    /// When the pictures do not fit each other, or the device reports an error.
+    pub fn run(&mut self, frame: &Frame, wanted: Wanted, watch: Option<Watch>) -> Result<Option<Output<'_>>> {
+        let (queue, network) = self.network(frame, wanted)?;
+        let done = network.compute(queue, frame, watch);
         if done.is_err() {
             // What was queued before the error may still read the pictures; it has reported what there is to report.
-            let _ = packed.recorder.device().synchronise();
+            let _ = queue.synchronise();
         }
         if !done? {
             return Ok(None);
@@ -105,36 +123,51 @@ impl Session {
     /// The plan for such pictures.
     ///
     /// # Errors
-    /// When the device reports one.
-    pub fn plan(&mut self, pairs: &Pairs, wanted: Wanted) -> Result<&Plan> {
-        Ok(&self.network(pairs, wanted)?.1.recorded.plan)
+    /// As [`Session::run`].
+    pub fn plan(&mut self, frame: &Frame, wanted: Wanted) -> Result<&Plan> {
+        Ok(&self.network(frame, wanted)?.1.recorded.plan)
     }
 
-    fn network(&mut self, pairs: &Pairs, wanted: Wanted) -> Result<(&Packed, &mut Network)> {
-        let bytes = matches!(pairs.visible, Pixels::Bytes(_));
-        if bytes != matches!(pairs.infrared, Pixels::Bytes(_)) {
+    fn network(&mut self, frame: &Frame, wanted: Wanted) -> Result<(&Arc<dyn Driver>, &mut Network)> {
+        let on_device = |picture: &Picture| matches!(picture, Picture::Device(_));
+        let results = frame.fused.is_some() || frame.labels.is_some() || frame.probabilities.is_some();
+        if frame.batch != 1 && (results || frame.pictures.iter().any(on_device)) {
+            return Err(Error::Config(format!("{} pairs: on a device there is one at a time", frame.batch)));
+        }
+        // A picture on the device is converted to what the other one is, or to bytes if it can be.
+        let is_bytes = |picture: &Picture| match picture {
+            Picture::Host(pixels) => matches!(pixels, Pixels::Bytes(_)),
+            Picture::Device(pixels) => pixels.number == Number::U8 && pixels.range.is_none(),
+        };
+        let bytes = frame.pictures.iter().all(is_bytes);
+        let is_host_bytes = |picture: &Picture| matches!(picture, Picture::Host(Pixels::Bytes(_)));
+        if !bytes && frame.pictures.iter().any(is_host_bytes) {
             return Err(Error::Config("on a device, both pictures are bytes or both are floats".into()));
         }
-        let key = (pairs.batch, pairs.height, pairs.width, bytes, wanted);
+        if self.queue.is_none() {
+            self.queue = Some(self.packed.recorder.clone().queue()?);
+        }
+        let key = (frame.batch, frame.height, frame.width, bytes, wanted);
         if !self.networks.contains_key(&key) {
             if self.networks.len() == KEPT {
+                self.finish();
                 self.networks.clear();
             }
-            self.networks.insert(key, Network::new(&self.packed, pairs, bytes, wanted)?);
+            self.networks.insert(key, Network::new(&self.packed, frame, bytes, wanted)?);
         }
-        match self.networks.get_mut(&key) {
-            Some(network) => Ok((&self.packed, network)),
-            None => unreachable!("it was made above"),
+        match (&self.queue, self.networks.get_mut(&key)) {
+            (Some(queue), Some(network)) => Ok((queue, network)),
+            _ => unreachable!("both were made above"),
         }
     }
 }
 
 impl Network {
-    fn new(packed: &Packed, pairs: &Pairs, bytes: bool, wanted: Wanted) -> Result<Self> {
-        let _busy = packed.busy.lock().unwrap_or_else(PoisonError::into_inner);
-        let Packed { weights, recorder, .. } = packed;
+    fn new(packed: &Packed, frame: &Frame, bytes: bool, wanted: Wanted) -> Result<Self> {
+        let Packed { weights, recorder, recording } = packed;
+        let _recording = recording.lock().unwrap_or_else(PoisonError::into_inner);
         let device = Device::Cuda(recorder.clone());
-        let Pairs { batch, height, width, .. } = *pairs;
+        let Frame { batch, height, width, .. } = *frame;
         let dtype = if bytes { DType::U8 } else { DType::F32 };
         let pictures = Tensor::scratch_on(&device, [2, batch, height, width, 3], dtype)?;
         let shape = |channels: usize| Shape::from([batch, height, width, channels]);
@@ -162,50 +195,121 @@ impl Network {
             recorder.cancel();
         }
         noted?;
-        Ok(Self { recorded: recorder.end()?, pictures, device: on_device, host })
+        let recorded = recorder.end()?;
+        // Another queue is going to use the memory.
+        recorder.device().synchronise()?;
+        Ok(Self { recorded, pictures, device: on_device, host })
     }
 
     /// Whether it came to the end.
-    fn compute(&mut self, device: &dyn Driver, pairs: &Pairs, watch: Option<Watch>) -> Result<bool> {
+    fn compute(&mut self, queue: &Arc<dyn Driver>, frame: &Frame, watch: Option<Watch>) -> Result<bool> {
+        if let Some(stream) = frame.stream {
+            // SAFETY: the caller vouches for the stream.
+            unsafe { queue.follow(stream)? };
+        }
+        let size = (frame.height, frame.width);
+        let pictures = address(&self.pictures)?;
         let staging = self.host.pictures.bytes_mut();
         let half = staging.len() / 2;
-        for (pixels, to) in [pairs.visible, pairs.infrared].into_iter().zip(staging.chunks_exact_mut(half)) {
-            to.copy_from_slice(match pixels {
-                Pixels::Bytes(bytes) => bytes,
-                Pixels::Floats(floats) => bytemuck::cast_slice(floats),
-            });
+        // From and to which byte the host has pictures.
+        let mut from_host = usize::MAX..0;
+        for (i, picture) in frame.pictures.iter().enumerate() {
+            let range = i * half..(i + 1) * half;
+            match picture {
+                Picture::Host(pixels) => {
+                    from_host = from_host.start.min(range.start)..range.end;
+                    staging[range].copy_from_slice(match pixels {
+                        Pixels::Bytes(bytes) => bytes,
+                        Pixels::Floats(floats) => bytemuck::cast_slice(floats),
+                    });
+                }
+                Picture::Device(pixels) => {
+                    let (to, bytes) = (pictures + range.start as u64, self.pictures.dtype() == DType::U8);
+                    // SAFETY: there is room for a picture; the caller vouches for the one that is read.
+                    unsafe { frame::read(queue, pixels, size, to, bytes)? };
+                }
+            }
         }
-        let place =
-            self.pictures.address().ok_or_else(|| Error::cuda("upload", "the pictures are on the CPU"));
-        // SAFETY: the pictures on the device have as many bytes, which nobody else uses; these stay as they are until
-        // the results, which come after them, are there.
-        unsafe { device.upload(staging, place?.1)? };
+        if !from_host.is_empty() {
+            let to = pictures + from_host.start as u64;
+            // SAFETY: the pictures on the device have as many bytes, which nobody else uses; the staging stays as it is until
+            // the device was waited for.
+            unsafe { queue.upload(&staging[from_host], to)? };
+        }
         // SAFETY: weights, pictures and outputs are where they were when this was recorded.
         unsafe {
             match watch {
-                None => self.recorded.launch(device)?,
+                None => self.recorded.launch(&**queue)?,
                 Some(watch) => {
-                    if !self.recorded.launch_watched(device, watch)? {
+                    if !self.recorded.launch_watched(&**queue, watch)? {
                         return Ok(false);
                     }
                 }
             }
         }
-        let (on_device, host) = (&self.device, &mut self.host);
-        download(device, &on_device.labels, host.labels.bytes_mut())?;
-        download(device, &on_device.fused, host.fused.bytes_mut())?;
-        let floats = [&on_device.image, &on_device.logits, &on_device.probabilities];
-        for (from, to) in floats.into_iter().zip(&mut host.floats) {
-            if let (Some(from), Some(to)) = (from, to) {
-                download(device, from, bytemuck::cast_slice_mut(to.f32_mut()))?;
-            }
+        self.give(queue, frame)?;
+        if frame.on_host {
+            self.download(&**queue)?;
+        }
+        let on_host = |picture: &Picture| matches!(picture, Picture::Host(_));
+        match frame.stream {
+            // SAFETY: the caller vouches for the stream.
+            Some(stream) if !frame.on_host && !frame.pictures.iter().any(on_host) => unsafe {
+                queue.lead(stream)?;
+            },
+            _ => queue.synchronise()?,
         }
         Ok(true)
     }
+
+    /// Results to where they are wanted on the device.
+    fn give(&self, queue: &Arc<dyn Driver>, frame: &Frame) -> Result<()> {
+        let Frame { height, width, .. } = *frame;
+        let there = |x: &Option<Tensor>, what: &str| {
+            let x = x.as_ref().ok_or_else(|| Error::Config(format!("{what} were not asked for")))?;
+            Ok::<_, Error>((address(x)?, x.shape().last()))
+        };
+        // SAFETY: the results have the size of the frame; the caller vouches for where they go.
+        unsafe {
+            if let Some(to) = &frame.fused {
+                let from = match to.number {
+                    Number::F32 => there(&self.device.image, "floats of the fused picture")?.0,
+                    _ => address(&self.device.fused)?,
+                };
+                frame::write(queue, from, (height, width), to)?;
+            }
+            if let Some(to) = frame.labels {
+                let from = address(&self.device.labels)?;
+                frame::write_rows(queue, from, (height, width), to, Number::U8)?;
+            }
+            if let Some(to) = frame.probabilities {
+                let (from, classes) = there(&self.device.probabilities, "probabilities")?;
+                frame::write_rows(queue, from, (height, width * classes), to, Number::F32)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn download(&mut self, queue: &dyn Driver) -> Result<()> {
+        let (on_device, host) = (&self.device, &mut self.host);
+        download(queue, &on_device.labels, host.labels.bytes_mut())?;
+        download(queue, &on_device.fused, host.fused.bytes_mut())?;
+        let floats = [&on_device.image, &on_device.logits, &on_device.probabilities];
+        for (from, to) in floats.into_iter().zip(&mut host.floats) {
+            if let (Some(from), Some(to)) = (from, to) {
+                download(queue, from, bytemuck::cast_slice_mut(to.f32_mut()))?;
+            }
+        }
+        Ok(())
+    }
 }
 
-fn download(device: &dyn Driver, from: &Tensor, to: &mut [u8]) -> Result<()> {
-    let (_, address) = from.address().ok_or_else(|| Error::cuda("download", "a result is on the CPU"))?;
+fn address(x: &Tensor) -> Result<u64> {
+    let (_, address) = x.address().ok_or_else(|| Error::cuda("a frame", "a tensor is on the CPU"))?;
+    Ok(address)
+}
+
+fn download(queue: &dyn Driver, from: &Tensor, to: &mut [u8]) -> Result<()> {
     // SAFETY: both have the same shape and type.
-    unsafe { device.download(address, to) }
+    unsafe { queue.download(address(from)?, to) }
 }

@@ -124,22 +124,22 @@ pub struct Recorded {
 }
 
 impl Recorded {
-    /// Queues all of it.
+    /// Queues all of it, always on the same queue.
     ///
     /// # Errors
     /// When the device reports one.
     ///
     /// # Safety
-    /// The tensors that were there when it was recorded are there still, and `device` is theirs.
-    pub unsafe fn launch(&mut self, device: &dyn Driver) -> Result<()> {
+    /// The tensors that were there when it was recorded are there still, and `queue` is one of their device.
+    pub unsafe fn launch(&mut self, queue: &dyn Driver) -> Result<()> {
         let graph = match self.graph.take() {
             Some(graph) => graph,
             None => {
-                device.begin_capture()?;
+                queue.begin_capture()?;
                 // SAFETY: buffers lie in the arena, and the caller vouches for the rest.
-                let queued = self.tasks.iter().try_for_each(|task| unsafe { task.run(device) });
-                // Also after an error, so that the device does not go on recording.
-                let graph = device.end_capture();
+                let queued = self.tasks.iter().try_for_each(|task| unsafe { task.run(queue) });
+                // Also after an error, so that the queue does not go on recording.
+                let graph = queue.end_capture();
                 queued?;
                 graph?
             }
@@ -156,17 +156,17 @@ impl Recorded {
     ///
     /// # Safety
     /// As [`Recorded::launch`].
-    pub unsafe fn launch_watched(&mut self, device: &dyn Driver, watch: Watch) -> Result<bool> {
-        let mut marks = vec![device.mark()?];
+    pub unsafe fn launch_watched(&mut self, queue: &dyn Driver, watch: Watch) -> Result<bool> {
+        let mut marks = vec![queue.mark()?];
         for task in &self.tasks {
             // SAFETY: as in `launch`.
-            unsafe { task.run(device)? };
-            marks.push(device.mark()?);
+            unsafe { task.run(queue)? };
+            marks.push(queue.mark()?);
         }
-        device.synchronise()?;
+        queue.synchronise()?;
         let total = self.tasks.len();
         for (step, marks) in self.plan.steps.iter_mut().zip(marks.windows(2)) {
-            let seconds = f64::from(device.between(marks[0], marks[1])?) * 1e-3;
+            let seconds = f64::from(queue.between(marks[0], marks[1])?) * 1e-3;
             step.seconds = step.seconds.min(seconds);
             if watch(step, seconds, total).is_break() {
                 return Ok(false);
@@ -203,6 +203,24 @@ impl Driver for Recorder {
         self.device.capability()
     }
 
+    fn queue(self: Arc<Self>) -> Result<Arc<dyn Driver>> {
+        self.device.clone().queue()
+    }
+
+    unsafe fn follow(&self, stream: u64) -> Result<()> {
+        // SAFETY: the caller's promise is passed on, here and below.
+        unsafe { self.device.follow(stream) }
+    }
+
+    unsafe fn lead(&self, stream: u64) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { self.device.lead(stream) }
+    }
+
+    fn holds(&self, address: u64) -> bool {
+        self.device.holds(address)
+    }
+
     fn allocate(&self, bytes: usize) -> Result<u64> {
         let mut recording = self.recording();
         let Some(recording) = &mut *recording else { return self.device.allocate(bytes) };
@@ -225,7 +243,7 @@ impl Driver for Recorder {
     }
 
     unsafe fn upload(&self, data: &[u8], to: u64) -> Result<()> {
-        // SAFETY: the caller's promise is passed on, here and below.
+        // SAFETY: as above.
         unsafe { self.device.upload(data, to) }
     }
 

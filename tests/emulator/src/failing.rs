@@ -57,6 +57,24 @@ impl Driver for Failing {
         self.inner.capability()
     }
 
+    fn queue(self: Arc<Self>) -> Result<Arc<dyn Driver>> {
+        Ok(self)
+    }
+
+    unsafe fn follow(&self, stream: u64) -> Result<()> {
+        // SAFETY: the caller's promise is passed on.
+        unsafe { self.inner.follow(stream) }
+    }
+
+    unsafe fn lead(&self, stream: u64) -> Result<()> {
+        // SAFETY: the caller's promise is passed on.
+        unsafe { self.inner.lead(stream) }
+    }
+
+    fn holds(&self, address: u64) -> bool {
+        self.inner.holds(address)
+    }
+
     fn allocate(&self, bytes: usize) -> Result<u64> {
         self.count(format_args!("allocation of {bytes} bytes"))?;
         let address = self.inner.allocate(bytes)?;

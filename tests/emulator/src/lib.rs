@@ -69,12 +69,23 @@ pub struct Emulator {
 struct Device {
     options: Options,
     memory: DeviceMemory,
+    meetings: Mutex<Vec<Meeting>>,
+}
+
+/// A wait between a queue and a stream.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Meeting {
+    /// [`Driver::follow`] that stream.
+    Follow(u64),
+    /// [`Driver::lead`] that stream.
+    Lead(u64),
 }
 
 impl Emulator {
     /// A device with no memory in use.
     pub fn new(options: Options) -> Arc<Self> {
-        let device = Device { options, memory: DeviceMemory::new(options.checked) };
+        let memory = DeviceMemory::new(options.checked);
+        let device = Device { options, memory, meetings: Mutex::default() };
         Arc::new(Self { device: Arc::new(device), recording: Mutex::new(None) })
     }
 
@@ -86,6 +97,17 @@ impl Emulator {
     /// Allocations that were not freed.
     pub fn live_allocations(&self) -> usize {
         self.device.memory.live_allocations()
+    }
+
+    /// The waits for streams and of streams so far, which are all that there is of them: everything is done at once.
+    pub fn meetings(&self) -> Vec<Meeting> {
+        self.device.meetings.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
+    }
+
+    fn meet(&self, meeting: Meeting) -> Result<()> {
+        self.not_while_recording("a wait for a stream")?;
+        self.device.meetings.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(meeting);
+        Ok(())
     }
 
     fn recording(&self) -> MutexGuard<'_, Option<Vec<Task>>> {
@@ -121,6 +143,22 @@ impl Driver for Emulator {
 
     fn capability(&self) -> (u32, u32) {
         self.device.options.capability
+    }
+
+    fn queue(self: Arc<Self>) -> Result<Arc<dyn Driver>> {
+        Ok(Arc::new(Self { device: self.device.clone(), recording: Mutex::new(None) }))
+    }
+
+    unsafe fn follow(&self, stream: u64) -> Result<()> {
+        self.meet(Meeting::Follow(stream))
+    }
+
+    unsafe fn lead(&self, stream: u64) -> Result<()> {
+        self.meet(Meeting::Lead(stream))
+    }
+
+    fn holds(&self, address: u64) -> bool {
+        self.device.memory.holds(address, 1)
     }
 
     fn allocate(&self, bytes: usize) -> Result<u64> {
