@@ -446,7 +446,8 @@ fn a_device_that_fails_is_a_status() {
     let before = FAILING.calls();
     succeeds(session.run(&frame));
     let calls = FAILING.calls() - before;
-    assert!(calls >= 2, "{calls}");
+    // The upload; what is recorded is launched as one graph.
+    assert!(calls >= 1, "{calls}");
     let mut labels = vec![GAP; WIDTH * HEIGHT];
     frame.labels.data = labels.as_mut_ptr().cast();
     for n in 1..=calls {
