@@ -430,14 +430,29 @@ fn what_is_not_there_is_named() {
     fails(small.run(&frame), amdanet_status::OutOfMemory, "params.memory_limit = 1000");
 }
 
-/// Every call of a frame to the device fails once.
+/// Every call to the device fails once, when a session is made and when it computes.
 #[test]
 fn a_device_that_fails_is_a_status() {
     let model = Model::new();
-    let session = model.session(amdanet_device_kind::Cuda, |p| {
+    let set = |p: &mut amdanet_session_params| {
         p.ordinal = 1;
         (p.width, p.height) = (WIDTH as u32, HEIGHT as u32);
-    });
+    };
+    // The weights stay on the device with the model.
+    drop(model.session(amdanet_device_kind::Cuda, set));
+    let (live, before) = (FAILING.live_bytes(), FAILING.calls());
+    let session = model.session(amdanet_device_kind::Cuda, set);
+    let calls = FAILING.calls() - before;
+    assert!(calls > 100, "{calls}");
+    drop(session);
+    for n in 1..=calls {
+        FAILING.fail_at(n);
+        let mut session = null_mut();
+        let status = model.try_session(amdanet_device_kind::Cuda, set, &mut session);
+        fails(status, amdanet_status::Device, "injected failure");
+        assert!(session.is_null() && FAILING.live_bytes() == live, "call {n}");
+    }
+    let session = model.session(amdanet_device_kind::Cuda, set);
     let picture = Picture::random(amdanet_channels::Rgb, amdanet_type::U8, 0, (0.0, 0.0));
     let mut frame = frame();
     (frame.visible, frame.infrared) = (picture.on_host(), picture.on_host());
