@@ -7,6 +7,7 @@ mod recorder;
 mod weights;
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use network::{Forward, Outputs};
@@ -211,13 +212,13 @@ impl Network {
         let pictures = address(&self.pictures)?;
         let staging = self.host.pictures.bytes_mut();
         let half = staging.len() / 2;
-        // From and to which byte the host has pictures.
-        let mut from_host = usize::MAX..0;
+        // The bytes of the pictures that come from the host.
+        let mut from_host: Option<Range<usize>> = None;
         for (i, picture) in frame.pictures.iter().enumerate() {
             let range = i * half..(i + 1) * half;
             match picture {
                 Picture::Host(pixels) => {
-                    from_host = from_host.start.min(range.start)..range.end;
+                    from_host = Some(from_host.map_or(range.start, |before| before.start)..range.end);
                     staging[range].copy_from_slice(match pixels {
                         Pixels::Bytes(bytes) => bytes,
                         Pixels::Floats(floats) => bytemuck::cast_slice(floats),
@@ -230,7 +231,7 @@ impl Network {
                 }
             }
         }
-        if !from_host.is_empty() {
+        if let Some(from_host) = from_host {
             let to = pictures + from_host.start as u64;
             // SAFETY: the pictures on the device have as many bytes, which nobody else uses; the staging stays as it is until
             // the device was waited for.
