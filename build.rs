@@ -130,8 +130,8 @@ fn compile_all(nvcc: &Path, out: &Path) -> Result<Built, String> {
     }
     let archs = archs()?;
     let flags = flags(&archs);
-    let folder = out.join("kernels");
-    fs::create_dir_all(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
+    let store = store(out);
+    fs::create_dir_all(&store).map_err(|e| format!("{}: {e}", store.display()))?;
     let sources = files("kernels", "cu")?;
     // What every file depends on: the headers, the compiler, how it is called.
     let mut common = DefaultHasher::new();
@@ -146,7 +146,7 @@ fn compile_all(nvcc: &Path, out: &Path) -> Result<Built, String> {
         for _ in 0..thread::available_parallelism().map_or(1, usize::from).min(sources.len()) {
             scope.spawn(|| {
                 while let Some(source) = sources.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let file = compile(nvcc, &flags, source, &folder, common.clone());
+                    let file = compile(nvcc, &flags, source, out, &store, common.clone());
                     done.lock().expect("no thread panics").push(file);
                 }
             });
@@ -202,12 +202,22 @@ fn flags(archs: &[String]) -> Vec<String> {
     flags
 }
 
-/// Compiles one file, unless that was done before from the same text in the same way.
+/// The folder of compiled files that all profiles share: `kernels` in the target folder. `OUT_DIR` is below its
+/// `PROFILE/build`.
+fn store(out: &Path) -> PathBuf {
+    let build = out.ancestors().find(|folder| folder.ends_with("build"));
+    let target = build.and_then(|folder| folder.ancestors().nth(2));
+    target.unwrap_or(out).join("kernels")
+}
+
+/// Compiles one file into the store, unless one made of the same text in the same way is there; copies it to `out`, so
+/// that the store may be emptied at any time.
 fn compile(
     nvcc: &Path,
     flags: &[String],
     source: &Path,
-    folder: &Path,
+    out: &Path,
+    store: &Path,
     mut key: DefaultHasher,
 ) -> Result<File, String> {
     let text = read(source)?;
@@ -215,11 +225,10 @@ fn compile(
     let key = format!("{:016x}", key.finish());
     let stem =
         source.file_stem().and_then(|s| s.to_str()).ok_or("a kernel's file has a strange name")?.to_owned();
-    let at = |extension: &str| folder.join(format!("{stem}.{extension}"));
-    let (fatbin, report, key_file) = (at("fatbin"), at("ptxas"), at("key"));
-    if !fs::read_to_string(&key_file).is_ok_and(|old| old == key) || !fatbin.is_file() || !report.is_file() {
-        // The old key must not stand beside what an interrupted compiler leaves.
-        let _ = fs::remove_file(&key_file);
+    let made = |extension: &str| out.join(format!("{stem}.{extension}"));
+    let stored = |extension: &str| store.join(format!("{stem}-{key}.{extension}"));
+    let (fatbin, report) = (made("fatbin"), made("ptxas"));
+    if !stored("fatbin").is_file() || !stored("ptxas").is_file() {
         let output = Command::new(nvcc).args(flags).arg("-o").arg(&fatbin).arg(source).output();
         let output = output.map_err(|e| format!("{}: cannot be run: {e}", nvcc.display()))?;
         let said = String::from_utf8_lossy(&output.stderr);
@@ -233,7 +242,15 @@ fn compile(
             ));
         }
         write(&report, &said)?;
-        write(&key_file, &key)?;
+        // Moved, so that a file of the store is whole, whatever other builds do and wherever this one is cut off.
+        for extension in ["ptxas", "fatbin"] {
+            fs::rename(made(extension), stored(extension))
+                .map_err(|e| format!("{}: {e}", stored(extension).display()))?;
+        }
+    }
+    for extension in ["ptxas", "fatbin"] {
+        fs::copy(stored(extension), made(extension))
+            .map_err(|e| format!("{}: {e}", stored(extension).display()))?;
     }
     let kernels = parse_report(&String::from_utf8_lossy(&read(&report)?));
     Ok(File { stem, fatbin, kernels })
