@@ -124,7 +124,7 @@ pub unsafe fn write(
 /// When the device reports one.
 ///
 /// # Safety
-/// As for [`write`].
+/// As for [`write()`].
 pub unsafe fn write_rows(
     queue: &Arc<dyn Driver>,
     from: u64,
