@@ -17,17 +17,14 @@
 #define SLOTS 4
 
 struct slot {
-    unsigned char *pair, *fused;
+    unsigned char *pair;
+    amdanet_frame frame;
     uint64_t ticket; /* 0: no frame, the input has ended. */
 };
 
 /* The reader fills slots in turn, the writer empties them in the same order. */
-struct pipeline {
-    amdanet_session *session;
-    size_t fused_length;
-    struct slot slots[SLOTS];
-    sem_t empty, full;
-};
+static struct slot slots[SLOTS];
+static sem_t empty, full;
 
 static void fail(const char *what, const char *why)
 {
@@ -50,20 +47,20 @@ static void take(sem_t *semaphore)
     }
 }
 
-static void *write_frames(void *argument)
+static void *write_frames(void *session)
 {
-    struct pipeline *pipeline = argument;
     for (size_t i = 0;; i++) {
-        struct slot *slot = &pipeline->slots[i % SLOTS];
-        take(&pipeline->full);
+        const struct slot *slot = &slots[i % SLOTS];
+        take(&full);
         if (slot->ticket == 0) {
             return NULL;
         }
-        check(amdanet_session_wait(pipeline->session, slot->ticket, AMDANET_WAIT_FOREVER));
-        if (fwrite(slot->fused, 1, pipeline->fused_length, stdout) != pipeline->fused_length || fflush(stdout) != 0) {
+        check(amdanet_session_wait(session, slot->ticket, AMDANET_WAIT_FOREVER));
+        const amdanet_buffer *fused = &slot->frame.fused;
+        if (fwrite(fused->data, fused->length, 1, stdout) != 1 || fflush(stdout) != 0) {
             fail("standard output", strerror(errno));
         }
-        sem_post(&pipeline->empty);
+        sem_post(&empty);
     }
 }
 
@@ -79,7 +76,6 @@ static uint32_t side(const char *argument)
 
 int main(int count, char **arguments)
 {
-    static struct pipeline pipeline;
     if (count != 4) {
         fail("usage", "pipeline WEIGHTS WIDTH HEIGHT <frames >fused");
     }
@@ -89,58 +85,54 @@ int main(int count, char **arguments)
     params.height = side(arguments[3]);
     params.queue = SLOTS;
     amdanet_model *model = NULL;
+    amdanet_session *session = NULL;
     check(amdanet_model_load(arguments[1], NULL, &model));
-    check(amdanet_session_create(model, &params, &pipeline.session));
+    check(amdanet_session_create(model, &params, &session));
     amdanet_model_free(model);
 
-    size_t pixels = (size_t)params.width * params.height;
-    pipeline.fused_length = 3 * pixels;
+    const size_t pixels = (size_t)params.width * params.height, length = 4 * pixels;
     for (size_t i = 0; i < SLOTS; i++) {
-        pipeline.slots[i].pair = malloc(4 * pixels);
-        pipeline.slots[i].fused = malloc(3 * pixels);
-        if (pipeline.slots[i].pair == NULL || pipeline.slots[i].fused == NULL) {
+        slots[i].pair = malloc(length + 3 * pixels);
+        if (slots[i].pair == NULL) {
             fail("out of memory", "try smaller frames");
         }
+        amdanet_frame *frame = &slots[i].frame;
+        check(amdanet_frame_init(frame, sizeof *frame));
+        frame->width = params.width;
+        frame->height = params.height;
+        frame->visible.data = slots[i].pair;
+        frame->visible.length = 3 * pixels;
+        frame->infrared.data = slots[i].pair + 3 * pixels;
+        frame->infrared.length = pixels;
+        frame->infrared.channels = AMDANET_CHANNELS_GRAY;
+        frame->fused.data = slots[i].pair + length;
+        frame->fused.length = 3 * pixels;
     }
     pthread_t writer;
-    if (sem_init(&pipeline.empty, 0, SLOTS) != 0 || sem_init(&pipeline.full, 0, 0) != 0 ||
-        pthread_create(&writer, NULL, write_frames, &pipeline) != 0) {
+    if (sem_init(&empty, 0, SLOTS) != 0 || sem_init(&full, 0, 0) != 0 ||
+        pthread_create(&writer, NULL, write_frames, session) != 0) {
         fail("threads", "cannot be started");
     }
 
-    amdanet_frame frame;
-    check(amdanet_frame_init(&frame, sizeof frame));
-    frame.width = params.width;
-    frame.height = params.height;
-    frame.visible.length = 3 * pixels;
-    frame.infrared.length = pixels;
-    frame.infrared.channels = AMDANET_CHANNELS_GRAY;
-    frame.fused.length = 3 * pixels;
     size_t frames = 0, got;
-    for (;; frames++) {
-        struct slot *slot = &pipeline.slots[frames % SLOTS];
-        take(&pipeline.empty);
-        got = fread(slot->pair, 1, 4 * pixels, stdin);
+    do {
+        struct slot *slot = &slots[frames % SLOTS];
+        take(&empty);
+        got = fread(slot->pair, 1, length, stdin);
         slot->ticket = 0;
-        if (got == 4 * pixels) {
-            frame.visible.data = slot->pair;
-            frame.infrared.data = slot->pair + 3 * pixels;
-            frame.fused.data = slot->fused;
-            check(amdanet_session_submit(pipeline.session, &frame, &slot->ticket));
+        if (got == length) {
+            check(amdanet_session_submit(session, &slot->frame, &slot->ticket));
+            frames++;
         }
-        sem_post(&pipeline.full);
-        if (slot->ticket == 0) {
-            break;
-        }
-    }
+        sem_post(&full);
+    } while (got == length);
     pthread_join(writer, NULL);
     if (ferror(stdin) || got > 0 || frames == 0) {
         fail("standard input", ferror(stdin) ? "cannot be read" : got > 0 ? "ends within a pair" : "has no frame");
     }
-    amdanet_session_free(pipeline.session);
+    amdanet_session_free(session);
     for (size_t i = 0; i < SLOTS; i++) {
-        free(pipeline.slots[i].pair);
-        free(pipeline.slots[i].fused);
+        free(slots[i].pair);
     }
     return EXIT_SUCCESS;
 }

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <iterator>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -12,13 +13,9 @@
 namespace amdanet {
 
 // What a call returned instead of AMDANET_STATUS_OK; what() is the library's message.
-class Error : public std::runtime_error {
-public:
-    Error(amdanet_status status, const std::string &message) : std::runtime_error(message), status_(status) {}
-    [[nodiscard]] amdanet_status status() const noexcept { return status_; }
-
-private:
-    amdanet_status status_;
+struct Error : std::runtime_error {
+    Error(amdanet_status error, const std::string &message) : std::runtime_error(message), status(error) {}
+    amdanet_status status;
 };
 
 inline void check(amdanet_status status)
@@ -30,20 +27,24 @@ inline void check(amdanet_status status)
     }
 }
 
-// The defaults; sizes and data are still to be set.
-[[nodiscard]] inline amdanet_frame frame()
+// A structure that begins with its size. All else is 0, which is the default.
+template <typename Structure> [[nodiscard]] Structure defaults()
 {
-    amdanet_frame frame;
-    check(amdanet_frame_init(&frame, sizeof frame));
-    return frame;
+    Structure structure{};
+    structure.struct_size = sizeof structure;
+    return structure;
 }
 
-[[nodiscard]] inline amdanet_session_params session_params()
+// Lets a picture or buffer of a frame be a vector or array of numbers, which must stay until the frame is done.
+template <typename Picture, typename Numbers> void set_data(Picture &picture, Numbers &numbers)
 {
-    amdanet_session_params params;
-    check(amdanet_session_params_init(&params, sizeof params));
-    return params;
+    picture.data = std::data(numbers);
+    picture.length = std::size(numbers) * sizeof *std::data(numbers);
 }
+
+template <auto function> struct Free {
+    template <typename Object> void operator()(Object *object) const noexcept { function(object); }
+};
 
 // A network. It can be moved, not copied; threads may share it. A model that was moved from throws Error.
 class Model {
@@ -66,8 +67,7 @@ public:
     // Its names live as long as the model.
     [[nodiscard]] amdanet_model_info info() const
     {
-        amdanet_model_info info{};
-        info.struct_size = sizeof info;
+        auto info = defaults<amdanet_model_info>();
         check(amdanet_model_get_info(get(), &info));
         return info;
     }
@@ -75,8 +75,7 @@ public:
     // Class `index`, below info().classes. Its name lives as long as the model.
     [[nodiscard]] amdanet_class class_info(std::uint32_t index) const
     {
-        amdanet_class info{};
-        info.struct_size = sizeof info;
+        auto info = defaults<amdanet_class>();
         check(amdanet_model_get_class(get(), index, &info));
         return info;
     }
@@ -84,10 +83,7 @@ public:
     [[nodiscard]] const amdanet_model *get() const noexcept { return model_.get(); }
 
 private:
-    struct Free {
-        void operator()(amdanet_model *model) const noexcept { amdanet_model_free(model); }
-    };
-    std::unique_ptr<amdanet_model, Free> model_;
+    std::unique_ptr<amdanet_model, Free<amdanet_model_free>> model_;
 };
 
 // What computes with a model, one frame at a time. It can be moved, not copied, and may outlive the model.
@@ -124,8 +120,7 @@ public:
 
     [[nodiscard]] amdanet_session_info info() const
     {
-        amdanet_session_info info{};
-        info.struct_size = sizeof info;
+        auto info = defaults<amdanet_session_info>();
         check(amdanet_session_get_info(get(), &info));
         return info;
     }
@@ -133,10 +128,7 @@ public:
     [[nodiscard]] amdanet_session *get() const noexcept { return session_.get(); }
 
 private:
-    struct Free {
-        void operator()(amdanet_session *session) const noexcept { amdanet_session_free(session); }
-    };
-    std::unique_ptr<amdanet_session, Free> session_;
+    std::unique_ptr<amdanet_session, Free<amdanet_session_free>> session_;
 };
 
 } // namespace amdanet

@@ -17,7 +17,9 @@ def contents(name, shape, kind=np.uint8):
 visible, infrared = contents("visible", (HEIGHT, WIDTH, 3)), contents("infrared", (HEIGHT, WIDTH))
 fused, labels = contents("fused", (HEIGHT, WIDTH, 3)), contents("labels", (HEIGHT, WIDTH))
 probabilities = contents("probabilities", (HEIGHT, WIDTH, CLASSES), np.float32)
-network = amdanet.Network(FOLDER / "network.safetensors", threads=1)
+WEIGHTS = FOLDER / "network.safetensors"
+# What the results are compared with was made on the CPU.
+network = amdanet.Network(WEIGHTS, threads=1, device="cpu", precision="f32")
 assert (network.arch, network.encoder, len(network.class_names)) == ("release", "nano", CLASSES)
 assert network.parameters > 0 and network.smallest_side == 32 and network.colors.shape == (CLASSES, 3)
 assert network.class_names[0] == "background", network.class_names
@@ -61,6 +63,18 @@ fails(ValueError, "one size", lambda: network.run(visible, infrared[1:]))
 fails(ValueError, "'rbg'", lambda: network.run(visible, infrared, order="rbg"))
 assert fails(amdanet.Error, "width", lambda: network.run(visible[:, :9], infrared[:, :9])).status == 1
 fails(amdanet.Error, "width", lambda: network.run(visible[:, :0], infrared[:, :0]))
+fails(amdanet.Error, "height", lambda: network.run(visible[:0], infrared[:0]))
+fails(TypeError, "(1, 40, 48, 3)", lambda: network.run(visible[None], infrared))
+fails(TypeError, ">u2", lambda: network.run(visible.astype(">u2"), infrared))
 assert fails(amdanet.Error, "absent", lambda: amdanet.Network("absent")).status == 2
 assert fails(amdanet.Error, "damaged", lambda: amdanet.Network(FOLDER / "damaged")).status == 3
-assert fails(amdanet.Error, "threads", lambda: amdanet.Network(FOLDER / "network.safetensors", threads=5000)).status == 1
+assert fails(amdanet.Error, "threads", lambda: amdanet.Network(WEIGHTS, threads=5000)).status == 1
+
+# Devices and precisions that this library or machine does not have, and words that are none.
+fails(amdanet.Error, "cuda:9999", lambda: amdanet.Network(WEIGHTS, device="cuda:9999"))
+assert fails(amdanet.Error, "ordinal: 1", lambda: amdanet.Network(WEIGHTS, device="cpu:1")).status == 1
+for precision in ("tf32", "f16", "bf16"):
+    assert fails(amdanet.Error, "F32", lambda: amdanet.Network(WEIGHTS, device="cpu", precision=precision)).status == 4
+for device in ("gpu", "CPU", "cuda:", "cuda:one", "cuda:-1", "cuda 1", "", None):
+    fails(ValueError, f"{device!r}: must be one of auto, cpu, cuda", lambda: amdanet.Network(WEIGHTS, device=device))
+fails(ValueError, "'fp16': must be one of f32, tf32, f16, bf16", lambda: amdanet.Network(WEIGHTS, precision="fp16"))
