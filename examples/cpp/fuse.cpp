@@ -1,46 +1,42 @@
-// Fuses a pair of pictures and labels every pixel: binary PPM and PGM files in and out, of 8 bits.
-//
+// Fuses a pair of pictures and labels every pixel: binary PPM and PGM files of 8 bits in and out.
 //     c++ -std=c++17 -o fuse fuse.cpp $(pkg-config --cflags --libs amdanet)
 //     ./fuse WEIGHTS VISIBLE.ppm INFRARED.pgm FUSED.ppm LABELS.pgm
 #include "amdanet.hpp"
 
-#include <cerrno>
 #include <fstream>
 #include <iostream>
-#include <system_error>
 
 struct Image {
-    std::uint32_t width, height;
+    std::uint32_t width = 0, height = 0;
     std::string pixels;
 };
 
-// The next number of a header, after white space and comments; 0 where there is none.
-static std::uint32_t read_number(std::istream &file)
+static void require(bool good, const std::string &what, const char *why)
 {
-    for (std::string comment; (file >> std::ws).peek() == '#';) {
-        std::getline(file, comment);
+    if (!good) {
+        throw std::runtime_error(what + ": " + why);
     }
-    std::uint32_t number = 0;
-    return file >> number ? number : 0;
 }
 
-// `kind`: 6 for red, green and blue, 5 for gray.
+// A P6 (red, green, blue) or P5 (gray) file. Each number of its header may follow comments.
 static Image read_image(const std::string &path, int kind)
 {
     std::ifstream file(path, std::ios::binary);
-    if (!file) {
-        throw std::system_error(errno, std::generic_category(), path);
-    }
+    require(file.is_open(), path, "cannot be opened");
     const bool right = file.get() == 'P' && file.get() == '0' + kind;
-    Image image{read_number(file), read_number(file), {}};
-    if (!right || read_number(file) != 255 || image.width > 16384 || image.height > 16384) {
-        throw std::runtime_error(path + ": must be a binary " + (kind == 6 ? "PPM (P6)" : "PGM (P5)") +
-                                 " with numbers to 255, and no side above 16384 pixels");
+    Image image;
+    std::uint32_t most = 0;
+    for (std::uint32_t *number : {&image.width, &image.height, &most}) {
+        for (std::string comment; (file >> std::ws).peek() == '#';) {
+            std::getline(file, comment);
+        }
+        file >> *number;
     }
+    require(right && file.ignore() && most == 255 && image.width <= 16384 && image.height <= 16384, path,
+            kind == 6 ? "must be a binary PPM (P6) of 8 bits" : "must be a binary PGM (P5) of 8 bits");
     image.pixels.resize((kind == 6 ? 3U : 1U) * std::size_t{image.width} * image.height);
-    if (!file.ignore().read(image.pixels.data(), static_cast<std::streamsize>(image.pixels.size()))) {
-        throw std::runtime_error(path + ": ends before its last pixel");
-    }
+    file.read(image.pixels.data(), static_cast<std::streamsize>(image.pixels.size()));
+    require(file.good(), path, "ends before its last pixel");
     return image;
 }
 
@@ -49,20 +45,15 @@ static void write_image(const std::string &path, int kind, const Image &image)
     std::ofstream file(path, std::ios::binary);
     file << 'P' << kind << '\n' << image.width << ' ' << image.height << "\n255\n" << image.pixels;
     file.close();
-    if (!file) {
-        throw std::system_error(errno, std::generic_category(), path);
-    }
+    require(file.good(), path, "cannot be written");
 }
 
 int main(int count, char **arguments)
 try {
-    if (count != 6) {
-        throw std::runtime_error("usage: fuse WEIGHTS VISIBLE.ppm INFRARED.pgm FUSED.ppm LABELS.pgm");
-    }
+    require(count == 6, "usage", "fuse WEIGHTS VISIBLE.ppm INFRARED.pgm FUSED.ppm LABELS.pgm");
     const Image visible = read_image(arguments[2], 6), infrared = read_image(arguments[3], 5);
-    if (visible.width != infrared.width || visible.height != infrared.height) {
-        throw std::runtime_error(std::string(arguments[3]) + ": it and the visible picture must be of one size");
-    }
+    require(visible.width == infrared.width && visible.height == infrared.height, arguments[3],
+            "it and the visible picture must be of one size");
     Image fused = visible, labels = infrared;
 
     amdanet::Session session{amdanet::Model(arguments[1])};
@@ -75,7 +66,6 @@ try {
     amdanet::set_data(frame.fused, fused.pixels);
     amdanet::set_data(frame.labels, labels.pixels);
     session.run(frame);
-
     write_image(arguments[4], 6, fused);
     write_image(arguments[5], 5, labels);
 } catch (const std::exception &error) {
