@@ -211,7 +211,7 @@ fn store(out: &Path) -> PathBuf {
 }
 
 /// Compiles one file into the store, unless one made of the same text in the same way is there; copies it to `out`, so
-/// that the store may be emptied at any time.
+/// that the store may be emptied between builds.
 fn compile(
     nvcc: &Path,
     flags: &[String],

@@ -119,8 +119,8 @@ struct Written {
 ///
 /// `visible` holds rgb24 frames, height·width·3 bytes each; `infrared` gray8 frames of height·width bytes. Without
 /// `infrared` each rgb24 frame is followed by its gray8 frame in `visible`. `computers` take turns, each in a thread of its
-/// own, and are given a pair and a function that takes the fused picture, rgb24, and the labels. The output has a fused frame for each pair, followed by its labels
-/// if they are wanted. `watch` sees the statistics after each frame.
+/// own, and are given a pair and a function that takes the fused picture, rgb24, and the labels. The output has a fused
+/// frame for each pair, followed by its labels if they are wanted. `watch` sees the statistics after each frame.
 ///
 /// # Errors
 /// When the size cannot be used (before anything is read), there is no frame, the last is not complete, the infrared

@@ -181,15 +181,15 @@ impl Picture {
     }
 }
 
-/// Bytes in the memory of device 0.
+/// Bytes in the memory of a device.
 struct OnDevice {
     memory: Memory,
     len: usize,
 }
 
 impl OnDevice {
-    fn new(bytes: &[u8]) -> Self {
-        let driver = opened(0, false).unwrap();
+    fn new(ordinal: usize, bytes: &[u8]) -> Self {
+        let driver = opened(ordinal, false).unwrap();
         let memory = Memory::new(&driver, bytes.len()).unwrap();
         // SAFETY: the memory is as long.
         unsafe { driver.upload(bytes, memory.address()).unwrap() };
@@ -296,7 +296,7 @@ fn frames_of_the_device_are_those_of_the_host() {
         on_host(&mut frame, &mut expected);
         succeeds(session.run(&frame));
 
-        let there = [&visible, &infrared].map(|picture| OnDevice::new(&picture.bytes));
+        let there = [&visible, &infrared].map(|picture| OnDevice::new(0, &picture.bytes));
         let places = [
             (visible.on_device(&there[0]), infrared.on_device(&there[1])),
             (visible.on_host(), infrared.on_device(&there[1])),
@@ -308,7 +308,7 @@ fn frames_of_the_device_are_those_of_the_host() {
             on_host(&mut frame, &mut got);
             succeeds(session.run(&frame));
             assert!(got == expected, "{kind:?} and {other_kind:?}, places {n}, results on the host");
-            let got = results(pixel).map(|r| OnDevice::new(&r));
+            let got = results(pixel).map(|r| OnDevice::new(0, &r));
             on_device(&mut frame, &got);
             succeeds(session.run(&frame));
             let got = got.each_ref().map(OnDevice::read);
@@ -326,7 +326,7 @@ fn floats_on_the_device_are_limited() {
         picture.bytes[4 * i..4 * i + 4].copy_from_slice(&v.to_ne_bytes());
     };
     let run = |picture: &Picture| {
-        let there = OnDevice::new(&picture.bytes);
+        let there = OnDevice::new(0, &picture.bytes);
         let mut frame = frame();
         (frame.visible, frame.infrared) = (picture.on_device(&there), picture.on_device(&there));
         let mut results = results(3);
@@ -352,18 +352,11 @@ fn streams_are_waited_for_and_wait() {
     let model = Model::new();
     let session = model.session(amdanet_device_kind::Cuda, |p| p.ordinal = 2);
     let picture = Picture::random(amdanet_channels::Rgb, amdanet_type::U8, 0, (0.0, 0.0));
-    let driver = opened(2, false).unwrap();
-    let memory = |bytes: &[u8]| {
-        let memory = Memory::new(&driver, bytes.len()).unwrap();
-        // SAFETY: the memory is as long.
-        unsafe { driver.upload(bytes, memory.address()).unwrap() };
-        OnDevice { memory, len: bytes.len() }
-    };
-    let there = memory(&picture.bytes);
+    let there = OnDevice::new(2, &picture.bytes);
     let mut frame = frame();
     frame.stream = 0x1230 as *mut c_void;
     (frame.visible, frame.infrared) = (picture.on_device(&there), picture.on_device(&there));
-    let results = results(3).map(|r| memory(&r));
+    let results = results(3).map(|r| OnDevice::new(2, &r));
     on_device(&mut frame, &results);
     succeeds(session.run(&frame));
     assert_eq!(QUIET.meetings(), [Meeting::Follow(0x1230), Meeting::Lead(0x1230)]);
@@ -385,7 +378,7 @@ fn what_is_not_there_is_named() {
     let model = Model::new();
     let session = model.session(amdanet_device_kind::Cuda, |_| ());
     let picture = Picture::random(amdanet_channels::Gray, amdanet_type::F32, 1, (0.0, 0.0));
-    let there = OnDevice::new(&picture.bytes);
+    let there = OnDevice::new(0, &picture.bytes);
     let mut frame = frame();
     let mut results = results(3);
     on_host(&mut frame, &mut results);

@@ -39,7 +39,7 @@ impl Number {
     }
 
     /// The number that stands for 1.
-    fn full(self) -> f32 {
+    pub fn full(self) -> f32 {
         match self {
             Self::U8 => 255.0,
             Self::U16 => 65535.0,

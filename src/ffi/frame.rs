@@ -187,7 +187,7 @@ impl Check<'_> {
                 return Err(Failure::new(amdanet_status::Unsupported, format!("{name}.memory: {what}")));
             }
             (m, _) => {
-                return Err(Failure::argument(format!("{name}.memory"), format!("{m} is no amdanet_memory")));
+                return Err(Failure::no_constant(format!("{name}.memory"), m, "amdanet_memory"));
             }
         };
         let (height, row) = (self.height, self.width * count * size);
@@ -226,8 +226,8 @@ impl Check<'_> {
 }
 
 impl Rows {
-    /// Rows of numbers of `size` bytes on the device.
-    fn on_device(&self, size: usize) -> frame::Rows {
+    /// Rows of numbers of `size` bytes for the device's kernels.
+    fn for_device(&self, size: usize) -> frame::Rows {
         frame::Rows { address: self.data as u64, stride: self.stride / size }
     }
 
@@ -265,12 +265,12 @@ impl Rows {
 fn channels(name: &str, value: u32) -> Result<Channels> {
     use Channels::*;
     let found = [Rgb, Bgr, Rgba, Bgra, Gray].into_iter().find(|&c| c as u32 == value);
-    found.ok_or_else(|| Failure::argument(name, format!("{value} is no amdanet_channels")))
+    found.ok_or_else(|| Failure::no_constant(name, value, "amdanet_channels"))
 }
 
 fn type_of(name: &str, value: u32) -> Result<Type> {
     let found = [Type::U8, Type::U16, Type::F32].into_iter().find(|&t| t as u32 == value);
-    found.ok_or_else(|| Failure::argument(name, format!("{value} is no amdanet_type")))
+    found.ok_or_else(|| Failure::no_constant(name, value, "amdanet_type"))
 }
 
 impl Channels {
@@ -294,11 +294,7 @@ impl Channels {
 
 impl Type {
     fn bytes(self) -> usize {
-        match self {
-            Self::U8 => 1,
-            Self::U16 => 2,
-            Self::F32 => 4,
-        }
+        self.number().size()
     }
 
     fn number(self) -> frame::Number {
@@ -310,10 +306,10 @@ impl Type {
     }
 }
 
-/// Pixels on the device.
-fn on_device(rows: &Rows, channels: Channels, kind: Type, range: Option<(f32, f32)>) -> frame::Pixels {
+/// Pixels for the device's kernels.
+fn for_device(rows: &Rows, channels: Channels, kind: Type, range: Option<(f32, f32)>) -> frame::Pixels {
     let (number, order, channels) = (kind.number(), channels.order(), channels.count());
-    frame::Pixels { rows: rows.on_device(kind.bytes()), number, channels, order, range }
+    frame::Pixels { rows: rows.for_device(kind.bytes()), number, channels, order, range }
 }
 
 /// A picture that was checked.
@@ -372,7 +368,7 @@ impl Source {
         as_bytes: bool,
     ) -> Result<Picture<'a>> {
         if self.rows.on_device {
-            return Ok(Picture::Device(on_device(&self.rows, self.channels, self.kind, self.range)));
+            return Ok(Picture::Device(for_device(&self.rows, self.channels, self.kind, self.range)));
         }
         // SAFETY: as above.
         unsafe { self.pixels(width, staging, as_bytes).map(Picture::Host) }
@@ -405,11 +401,7 @@ impl Source {
         room(to, count, self.name)?;
         let (black, white) = self.range.unwrap_or((0.0, 1.0));
         let scale = |v: f32| ((v - black) / (white - black)).clamp(0.0, 1.0);
-        let full = match self.kind {
-            Type::U8 => 255.0,
-            Type::U16 => 65535.0,
-            Type::F32 => 1.0,
-        };
+        let full = self.kind.number().full();
         let ranged = self.range.is_some();
         let unit = |v: f32| if ranged { scale(v) } else { v / full };
         // SAFETY: as above.
@@ -555,9 +547,9 @@ impl Frame {
             on_host: all.iter().flatten().any(|rows| !rows.on_device),
             fused: fused
                 .filter(|(rows, ..)| rows.on_device)
-                .map(|(rows, channels, kind)| on_device(rows, *channels, *kind, None)),
-            labels: labels.filter(|rows| rows.on_device).map(|rows| rows.on_device(1)),
-            probabilities: probabilities.filter(|rows| rows.on_device).map(|rows| rows.on_device(4)),
+                .map(|(rows, channels, kind)| for_device(rows, *channels, *kind, None)),
+            labels: labels.filter(|rows| rows.on_device).map(|rows| rows.for_device(1)),
+            probabilities: probabilities.filter(|rows| rows.on_device).map(|rows| rows.for_device(4)),
             stream,
         })
     }

@@ -129,24 +129,19 @@ struct Params {
 impl Params {
     fn new(params: &amdanet_session_params) -> Result<Self> {
         let refuse = |name: &str, what: String| Err(Failure::argument(format!("params.{name}"), what));
-        let kind = match params.device {
-            0 => amdanet_device_kind::Auto,
-            1 => amdanet_device_kind::Cpu,
-            2 => amdanet_device_kind::Cuda,
-            d => return refuse("device", format!("{d} is no amdanet_device_kind")),
-        };
-        if kind != amdanet_device_kind::Cuda && params.ordinal != 0 {
+        use amdanet_device_kind::{Auto, Cpu, Cuda};
+        let kind = [Auto, Cpu, Cuda].into_iter().find(|&kind| kind as u32 == params.device);
+        let kind =
+            kind.ok_or_else(|| Failure::no_constant("params.device", params.device, "amdanet_device_kind"))?;
+        if kind != Cuda && params.ordinal != 0 {
             return refuse("ordinal", format!("{}: only CUDA devices are numbered", params.ordinal));
         }
-        let precision = match params.precision {
-            0 => amdanet_precision::F32,
-            1 => amdanet_precision::Tf32,
-            2 => amdanet_precision::F16,
-            3 => amdanet_precision::Bf16,
-            p => return refuse("precision", format!("{p} is no amdanet_precision")),
-        };
-        if kind == amdanet_device_kind::Cpu && precision != amdanet_precision::F32 {
-            return Err(Params::no_precision());
+        use amdanet_precision::{Bf16, F16, F32, Tf32};
+        let precision = [F32, Tf32, F16, Bf16].into_iter().find(|&p| p as u32 == params.precision);
+        let precision = precision
+            .ok_or_else(|| Failure::no_constant("params.precision", params.precision, "amdanet_precision"))?;
+        if kind == Cpu && precision != F32 {
+            return Err(Self::no_precision());
         }
         if params.threads > 1024 {
             return refuse("threads", format!("{}: must be 0 to 1024", params.threads));

@@ -58,6 +58,11 @@ impl Failure {
         Self::new(Status::InvalidArgument, format!("{name}: {what}"))
     }
 
+    /// A number that names none of the constants of an enumeration.
+    pub fn no_constant(name: impl std::fmt::Display, value: u32, enumeration: &str) -> Self {
+        Self::argument(name, format!("{value} is no {enumeration}"))
+    }
+
     pub fn panicked(payload: &(dyn Any + Send)) -> Self {
         let text = payload.downcast_ref::<String>().map(String::as_str);
         let text = text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("no message");

@@ -357,7 +357,8 @@ impl Session {
                 })?;
                 Ok(session.run(&pairs, wanted, watch))
             }
-            Kind::Device(session) => session.run(frame, wanted, watch),
+            // SAFETY: the caller's promise is passed on.
+            Kind::Device(session) => unsafe { session.run(frame, wanted, watch) },
         }
     }
 

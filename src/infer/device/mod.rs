@@ -105,9 +105,18 @@ impl Session {
     ///
     /// # Errors
     /// When the pictures do not fit each other, or the device reports an error.
-    pub fn run(&mut self, frame: &Frame, wanted: Wanted, watch: Option<Watch>) -> Result<Option<Output<'_>>> {
+    ///
+    /// # Safety
+    /// As for [`super::Session::run_frame`].
+    pub unsafe fn run(
+        &mut self,
+        frame: &Frame,
+        wanted: Wanted,
+        watch: Option<Watch>,
+    ) -> Result<Option<Output<'_>>> {
         let (queue, network) = self.network(frame, wanted)?;
-        let done = network.compute(queue, frame, watch);
+        // SAFETY: the caller's promise is passed on.
+        let done = unsafe { network.compute(queue, frame, watch) };
         if done.is_err() {
             // What was queued before the error may still read the pictures; it has reported what there is to report.
             let _ = queue.synchronise();
@@ -130,9 +139,7 @@ impl Session {
     }
 
     fn network(&mut self, frame: &Frame, wanted: Wanted) -> Result<(&Arc<dyn Driver>, &mut Network)> {
-        let on_device = |picture: &Picture| matches!(picture, Picture::Device(_));
-        let results = frame.fused.is_some() || frame.labels.is_some() || frame.probabilities.is_some();
-        if frame.batch != 1 && (results || frame.pictures.iter().any(on_device)) {
+        if frame.batch != 1 && frame.pairs().is_none() {
             return Err(Error::Config(format!("{} pairs: on a device there is one at a time", frame.batch)));
         }
         // A picture on the device is converted to what the other one is, or to bytes if it can be.
@@ -203,7 +210,15 @@ impl Network {
     }
 
     /// Whether it came to the end.
-    fn compute(&mut self, queue: &Arc<dyn Driver>, frame: &Frame, watch: Option<Watch>) -> Result<bool> {
+    ///
+    /// # Safety
+    /// As for [`Session::run`].
+    unsafe fn compute(
+        &mut self,
+        queue: &Arc<dyn Driver>,
+        frame: &Frame,
+        watch: Option<Watch>,
+    ) -> Result<bool> {
         if let Some(stream) = frame.stream {
             // SAFETY: the caller vouches for the stream.
             unsafe { queue.follow(stream)? };
@@ -248,14 +263,17 @@ impl Network {
                 }
             }
         }
-        self.give(queue, frame)?;
+        // SAFETY: the caller's promise is passed on.
+        unsafe { self.give(queue, frame)? };
         if frame.on_host {
+            // This waits for all that was queued.
             self.download(&**queue)?;
+            return Ok(true);
         }
         let on_host = |picture: &Picture| matches!(picture, Picture::Host(_));
         match frame.stream {
             // SAFETY: the caller vouches for the stream.
-            Some(stream) if !frame.on_host && !frame.pictures.iter().any(on_host) => unsafe {
+            Some(stream) if !frame.pictures.iter().any(on_host) => unsafe {
                 queue.lead(stream)?;
             },
             _ => queue.synchronise()?,
@@ -264,7 +282,10 @@ impl Network {
     }
 
     /// Results to where they are wanted on the device.
-    fn give(&self, queue: &Arc<dyn Driver>, frame: &Frame) -> Result<()> {
+    ///
+    /// # Safety
+    /// As for [`Session::run`].
+    unsafe fn give(&self, queue: &Arc<dyn Driver>, frame: &Frame) -> Result<()> {
         let Frame { height, width, .. } = *frame;
         let there = |x: &Option<Tensor>, what: &str| {
             let x = x.as_ref().ok_or_else(|| Error::Config(format!("{what} were not asked for")))?;
