@@ -296,32 +296,33 @@ fn a_thousand_frames_leave_nothing_behind() {
     }
 }
 
-/// Under valgrind where there is one, else with the compiler's own checks of the program.
 #[test]
-fn no_memory_is_lost_or_misused() {
+fn frames_lose_and_misuse_no_memory() {
+    passes_checked("frames", &["100", "36"]);
+}
+
+#[test]
+fn errors_lose_and_misuse_no_memory() {
+    passes_checked("errors", &[]);
+}
+
+/// Under valgrind where there is one, else with the compiler's own checks of the program.
+fn passes_checked(name: &str, more: &[&str]) {
     let installed = &*INSTALLED;
-    let valgrind = Command::new("valgrind").arg("--version").output().is_ok();
-    for (name, more) in [("frames", &["100", "36"][..]), ("errors", &[])] {
-        let program = installed.program(name);
-        let mut command = if valgrind {
-            let mut command = Command::new("valgrind");
-            // Threads that all sessions share live as long as the process, and so does what they hold.
-            command.args([
-                "--quiet",
-                "--error-exitcode=9",
-                "--leak-check=full",
-                "--show-leak-kinds=definite",
-            ]);
-            command.args(["--errors-for-leak-kinds=definite", "--num-callers=30"]).arg(program);
-            command
-        } else {
-            let checked = installed.folder.join(format!("{name}-checked"));
-            let mut compile = Command::new("cc");
-            compile.args(C).arg("-fsanitize=address,undefined").arg("-o").arg(&checked);
-            compile.arg(root().join(format!("tests/ffi/{name}.c"))).args(installed.flags());
-            run(&mut compile);
-            Command::new(checked)
-        };
-        run(command.arg(installed.data()).args(more));
-    }
+    let mut command = if Command::new("valgrind").arg("--version").output().is_ok() {
+        let mut command = Command::new("valgrind");
+        command.args(["--quiet", "--error-exitcode=9", "--num-callers=30"]);
+        // Threads that all sessions share live as long as the process, and so does what they hold.
+        command.args(["--leak-check=full", "--show-leak-kinds=definite"]);
+        command.arg("--errors-for-leak-kinds=definite").arg(installed.program(name));
+        command
+    } else {
+        let checked = installed.folder.join(format!("{name}-checked"));
+        let mut compile = Command::new("cc");
+        compile.args(C).arg("-fsanitize=address,undefined").arg("-o").arg(&checked);
+        compile.arg(root().join(format!("tests/ffi/{name}.c"))).args(installed.flags());
+        run(&mut compile);
+        Command::new(checked)
+    };
+    run(command.arg(installed.data()).args(more));
 }

@@ -1,7 +1,7 @@
 //! Compiles the kernels with the host's C++ compiler, each in two ways, and writes the tables of their names.
 //!
-//! A kernel's file becomes one object for `fast` and one for `checked`, kept in `OUT_DIR` under a name that holds a
-//! hash of everything the object depends on.
+//! A kernel's file becomes one object for `fast` and one for `checked`, kept for all profiles in `kernels` of the target
+//! folder, under a name that holds a hash of everything the object depends on.
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
@@ -34,7 +34,11 @@ fn main() {
     }
     read(&here.join("build.rs")).hash(&mut headers);
 
-    let compiler = Compiler { include, kernels, headers: headers.finish(), out: out.clone() };
+    let store =
+        out.ancestors().find(|folder| folder.ends_with("build")).and_then(|build| build.ancestors().nth(2));
+    let store = store.unwrap_or(&out).join("kernels");
+    fs::create_dir_all(&store).expect("the target folder can be written");
+    let compiler = Compiler { include, kernels, headers: headers.finish(), out: out.clone(), store };
     let tasks = sources.iter().flat_map(|source| MODES.map(|mode| (source.as_path(), mode))).collect();
     let mut build = build();
     build.include(&compiler.include).file(runtime);
@@ -74,30 +78,29 @@ struct Compiler {
     kernels: PathBuf,
     headers: u64,
     out: PathBuf,
+    store: PathBuf,
 }
 
 impl Compiler {
     /// Compiles `source`, or finds what an earlier build has made of the same text.
     fn object(&self, source: &Path, mode: &str) -> PathBuf {
         let mut hash = DefaultHasher::new();
-        (self.headers, read(source), format!("{:?}", self.command(mode))).hash(&mut hash);
-        let prefix = format!("{}.{mode}.", stem(source));
-        let object = self.out.join(format!("{prefix}{:016x}.o", hash.finish()));
+        let command = self.command(mode);
+        (self.headers, read(source), command.get_program()).hash(&mut hash);
+        command.get_args().for_each(|argument| argument.hash(&mut hash));
+        let name = format!("{}.{mode}.{:016x}", stem(source), hash.finish());
+        let object = self.store.join(format!("{name}.o"));
         if object.exists() {
             return object;
         }
-        for old in files(&self.out, &["o"]) {
-            if old.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&prefix)) {
-                fs::remove_file(old).expect("OUT_DIR can be written");
-            }
-        }
-        let wrapper = self.out.join(format!("{prefix}cpp"));
+        let made = |extension: &str| self.out.join(format!("{name}.{extension}"));
+        let (wrapper, unfinished) = (made("cpp"), made("o"));
         fs::write(&wrapper, self.wrapper(source, mode)).expect("OUT_DIR can be written");
-        let unfinished = object.with_extension("unfinished");
         let mut command = self.command(mode);
         command.arg("-c").arg(&wrapper).arg("-o").arg(&unfinished);
         run(&mut command, source);
-        fs::rename(&unfinished, &object).expect("OUT_DIR can be written");
+        // Moved, so that a file of the store is whole, wherever a build is cut off.
+        fs::rename(&unfinished, &object).expect("the target folder can be written");
         object
     }
 
