@@ -1,7 +1,9 @@
-//! What the C interface costs over the library, and how sessions of one model scale with threads:
+//! What the C interface costs over the library, and how sessions of one model scale beside as many processes:
 //! `cargo bench --bench ffi -- b0 480x640`.
 
 use std::ffi::CString;
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::ptr;
 use std::time::Instant;
 
@@ -12,6 +14,9 @@ use amdanet::infer::{Engine, Pairs, Pixels, Wanted};
 use amdanet::model::{Amdanet, Arch, Encoder, ModelConfig};
 
 const ROUNDS: usize = 15;
+
+/// Set to a file of weights in the processes that this one starts: they print the rate of one session.
+const WEIGHTS: &str = "AMDANET_BENCH_WEIGHTS";
 const CLASSES: usize = 9;
 
 type Failure = Box<dyn std::error::Error>;
@@ -26,22 +31,41 @@ fn main() -> Result<(), Failure> {
     let (height, width) = size.split_once('x').ok_or("a size is written HEIGHTxWIDTH, as 480x640")?;
     let (height, width): (usize, usize) = (height.parse()?, width.parse()?);
 
+    if let Some(weights) = std::env::var_os(WEIGHTS) {
+        let model = load(Path::new(&weights))?;
+        println!("{}", rate(model, width, height)?);
+        // SAFETY: it is not used any more.
+        unsafe { amdanet_model_free(model) };
+        return Ok(());
+    }
     let mut network = Amdanet::new(ModelConfig::new(encoder, Arch::Release, CLASSES))?;
     network.params.initialise(1);
     let folder = tempfile::tempdir()?;
-    let path = folder.path().join("network.safetensors");
-    checkpoint::save(&path, &network, &ClassSet::unnamed(CLASSES)?)?;
-    let path = CString::new(path.to_str().ok_or("the temporary folder's name is not UTF-8")?)?;
-    let mut model = ptr::null_mut();
-    // SAFETY: the path ends with a 0, and the place may be written.
-    check(unsafe { amdanet_model_load(path.as_ptr(), ptr::null(), &mut model) })?;
+    let weights = folder.path().join("network.safetensors");
+    checkpoint::save(&weights, &network, &ClassSet::unnamed(CLASSES)?)?;
+    let model = load(&weights)?;
 
     println!("{name}, {height}x{width}, {} threads", rayon::current_num_threads());
     overhead(&network, model, width, height)?;
-    scaling(model, width, height)?;
+    for count in 1..=4 {
+        let sessions = sessions(model, count, width, height)?;
+        let processes = processes(&weights, count, &name, &size)?;
+        println!(
+            "{count} of one thread: sessions {sessions:.2} frames/s, processes {processes:.2}, ratio {:.3}",
+            sessions / processes
+        );
+    }
     // SAFETY: it is not used any more.
     unsafe { amdanet_model_free(model) };
     Ok(())
+}
+
+fn load(weights: &Path) -> Result<*mut amdanet_model, Failure> {
+    let path = CString::new(weights.to_str().ok_or("the temporary folder's name is not UTF-8")?)?;
+    let mut model = ptr::null_mut();
+    // SAFETY: the path ends with a 0, and the place may be written.
+    check(unsafe { amdanet_model_load(path.as_ptr(), ptr::null(), &mut model) })?;
+    Ok(model)
 }
 
 fn check(status: amdanet_status) -> Result<(), Failure> {
@@ -161,41 +185,38 @@ impl std::fmt::Display for Spread {
     }
 }
 
-/// Frames in a second of one to four sessions with a thread each.
-fn scaling(model: *const amdanet_model, width: usize, height: usize) -> Result<(), Failure> {
-    let model = model as usize;
-    let mut one = 0.0;
-    for sessions in 1..=4 {
-        let start = Instant::now();
-        let threads: Vec<_> = (0..sessions)
-            .map(|_| {
-                std::thread::spawn(move || -> Result<f64, String> {
-                    let model = model as *const amdanet_model;
-                    let run = || -> Result<f64, Failure> {
-                        let mut caller = Caller::new(model, 1, width, height)?;
-                        caller.run()?;
-                        let start = Instant::now();
-                        for _ in 0..ROUNDS {
-                            caller.run()?;
-                        }
-                        Ok(ROUNDS as f64 / start.elapsed().as_secs_f64())
-                    };
-                    run().map_err(|e| e.to_string())
-                })
-            })
-            .collect();
-        let mut rate = 0.0;
-        for thread in threads {
-            rate += thread.join().map_err(|_| "a thread panicked")??;
-        }
-        if sessions == 1 {
-            one = rate;
-        }
-        let seconds = start.elapsed().as_secs_f64();
-        println!(
-            "{sessions} sessions of one thread: {rate:.2} frames/s, {:.2} times one; {seconds:.1} s",
-            rate / one
-        );
+/// Frames in a second of a session of one thread.
+fn rate(model: *const amdanet_model, width: usize, height: usize) -> Result<f64, Failure> {
+    let mut caller = Caller::new(model, 1, width, height)?;
+    caller.run()?;
+    let start = Instant::now();
+    for _ in 0..ROUNDS {
+        caller.run()?;
     }
-    Ok(())
+    Ok(ROUNDS as f64 / start.elapsed().as_secs_f64())
+}
+
+/// Frames in a second of all sessions of one model, each with a thread that calls it.
+fn sessions(model: *const amdanet_model, count: usize, width: usize, height: usize) -> Result<f64, Failure> {
+    let model = model as usize;
+    let start = || {
+        std::thread::spawn(move || {
+            rate(model as *const amdanet_model, width, height).map_err(|e| e.to_string())
+        })
+    };
+    let threads: Vec<_> = (0..count).map(|_| start()).collect();
+    threads.into_iter().map(|thread| Ok(thread.join().map_err(|_| "a thread panicked")??)).sum()
+}
+
+/// The same of processes with a model and a session each.
+fn processes(weights: &Path, count: usize, encoder: &str, size: &str) -> Result<f64, Failure> {
+    let start = || {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args([encoder, size]).env(WEIGHTS, weights).stdout(Stdio::piped()).spawn()
+    };
+    let processes = (0..count).map(|_| start()).collect::<Result<Vec<_>, _>>()?;
+    let rate = |process: std::process::Child| -> Result<f64, Failure> {
+        Ok(String::from_utf8(process.wait_with_output()?.stdout)?.trim().parse()?)
+    };
+    processes.into_iter().map(rate).sum()
 }

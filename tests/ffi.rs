@@ -263,6 +263,39 @@ fn the_archive_links_too() {
     run(Command::new(&program).arg(installed.data()));
 }
 
+/// `find_package(amdanet)` and both of its targets, where there is a CMake.
+#[test]
+fn cmake_finds_the_package() {
+    if Command::new("cmake").arg("--version").output().is_err() {
+        eprintln!("there is no cmake, so its package is not tried");
+        return;
+    }
+    let installed = &*INSTALLED;
+    let folder = installed.folder.join("cmake");
+    fs::create_dir(&folder).unwrap();
+    let project = |version: &str| {
+        let source = root().join("tests/ffi/old.c");
+        let text = format!(
+            "cmake_minimum_required(VERSION 3.16)\nproject(caller C)\nfind_package(amdanet {version} REQUIRED)\n\
+             foreach(kind amdanet static)\n    add_executable(${{kind}}-caller {})\n    \
+             target_link_libraries(${{kind}}-caller amdanet::${{kind}})\nendforeach()\n",
+            source.display()
+        );
+        fs::write(folder.join("CMakeLists.txt"), text).unwrap();
+        let mut configure = Command::new("cmake");
+        configure.args(["-S", ".", "-B", "build"]).current_dir(&folder);
+        configure.arg(format!("-DCMAKE_PREFIX_PATH={}", installed.folder.join("usr").display()));
+        configure
+    };
+    let refused = project("9").output().unwrap();
+    assert!(!refused.status.success(), "a version that is not there was found");
+    run(&mut project(env!("CARGO_PKG_VERSION")));
+    run(Command::new("cmake").args(["--build", "build"]).current_dir(&folder));
+    for kind in ["amdanet", "static"] {
+        run(Command::new(folder.join(format!("build/{kind}-caller"))).arg(installed.data()));
+    }
+}
+
 #[test]
 fn results_are_the_engines_byte_for_byte() {
     passes("results");
