@@ -591,7 +591,8 @@ typedef struct amdanet_frame {
      * A CUstream or cudaStream_t of the session's CUDA device that takes part: the frame begins when the work that is on it
      * is done, and work that is put on it after the frame begins when the results are there. If all pictures and buffers are
      * in CUDA memory, the frame counts as done when it is queued: they must then stay until the stream has come past it, and
-     * what goes wrong on the device later is returned by a later call. NULL: pictures are ready at the call, and results when the frame is done; always for the CPU.
+     * what goes wrong on the device later is returned by a later call. Not CU_STREAM_PER_THREAD, because the session has
+     * threads of its own. NULL, always for the CPU: pictures are ready at the call, and results when the frame is done.
      */
     void *stream;
 } amdanet_frame;

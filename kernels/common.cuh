@@ -70,7 +70,7 @@ __device__ inline float warp_max(float x) {
 #ifndef EMULATED
 // The dynamic shared memory of the block; its size is the launch's.
 template <class T> __device__ inline T* shared_memory() {
-    extern __shared__ __align__(16) unsigned char shared_bytes[];
+    extern __shared__ __align__(32) unsigned char shared_bytes[];
     return reinterpret_cast<T*>(shared_bytes);
 }
 

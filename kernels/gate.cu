@@ -208,7 +208,7 @@ __device__ void backward(const T* dy, const T* x, const T* m, const float* lambd
 }
 
 // y[0] = the sum of x (len). One block. Shared memory: 32 floats.
-extern "C" __global__ void gate_sum(const float* x, float* y, int len) {
+extern "C" __global__ void __launch_bounds__(1024) gate_sum(const float* x, float* y, int len) {
     float sum = 0.0f;
     for (int i = threadIdx.x; i < len; i += blockDim.x) sum += x[i];
     sum = block_sum(sum, shared_memory<float>());

@@ -80,6 +80,8 @@ __device__ void forward_part(const T* x, T* y, int* spatial_at, Statistics* part
                     const float other = __shfl_xor_sync(kAll, of_pixel.most, lane);
                     of_pixel.most = exceeds(other, of_pixel.most) ? other : of_pixel.most;
                 }
+                // Another lane may have written the slot; shuffles do not order accesses to memory.
+                if (tile >= walk.teams) __syncwarp();
                 // The first lane of the group that has the maximum has its first channel too.
                 const bool has = !exceeds(of_pixel.most, mine);
                 if ((__ballot_sync(kAll, has) & before) || !has || row >= rows) continue;
@@ -227,8 +229,8 @@ __device__ void backward(const T* d_channel, const int* channel_at, const T* d_s
         pool_##t(const T* x, T* y, int* spatial_at, Statistics* partial, int batch, int pixels, int per_part, int c) { \
         forward(x, y, spatial_at, partial, batch, pixels, per_part, c);                                           \
     }                                                                                                             \
-    extern "C" __global__ void pool_combine_##t(const Statistics* partial, T* y, int* channel_at, int batch, int pixels,     \
-                                                int parts, int c) {                                               \
+    extern "C" __global__ void __launch_bounds__(1024)                                                            \
+        pool_combine_##t(const Statistics* partial, T* y, int* channel_at, int batch, int pixels, int parts, int c) { \
         combine(partial, y, channel_at, batch, pixels, parts, c);                                                 \
     }                                                                                                             \
     extern "C" __global__ void __launch_bounds__(kThreads, 4)                                                     \

@@ -30,9 +30,9 @@ __device__ void column_sums(const T* x, float* partial, int rows, int rows_per_b
 // partial (groups, parts, width) -> y (groups, width): the sum over the parts, times `scale`. A thread for each.
 template <class T>
 __device__ void sum_partials(const float* partial, T* y, int groups, int parts, int width, float scale) {
-    const int i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= groups * width) return;
-    const float* from = partial + static_cast<size_t>(i / width) * parts * width + i % width;
+    const size_t i = blockIdx.x * static_cast<size_t>(blockDim.x) + threadIdx.x;
+    if (i >= static_cast<size_t>(groups) * width) return;
+    const float* from = partial + i / width * parts * width + i % width;
     float sum = 0.0f;
     for (int part = 0; part < parts; ++part) sum += from[static_cast<size_t>(part) * width];
     y[i] = from_float<T>(sum * scale);

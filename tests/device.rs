@@ -172,15 +172,29 @@ fn the_engine_launches_one_graph_and_survives_any_failure() {
     }
     let engine = engine.to(&device, DType::F16).unwrap();
     let live = failing.live_bytes();
+    let mut without_graph = 0;
     for n in (1..=planned - packed).step_by(5) {
         let mut session = engine.session();
         failing.fail_at(n);
-        let e = run(&mut session, &pictures, wanted).err().unwrap_or_else(|| panic!("call {n} did not fail"));
-        assert!(e.to_string().ends_with("injected failure"), "call {n}: {e}");
+        match run(&mut session, &pictures, wanted) {
+            Err(e) => assert!(e.to_string().ends_with("injected failure"), "call {n}: {e}"),
+            // What a capture meets, the work that was queued before it does not: the next run captures again.
+            Ok(results) => {
+                assert_eq!(results, want, "call {n}");
+                without_graph += 1;
+                let before = failing.calls();
+                assert_eq!(run(&mut session, &pictures, wanted).unwrap(), want, "after call {n}");
+                assert!(failing.calls() - before > 100, "call {n} did not fail");
+                let before = failing.calls();
+                assert_eq!(run(&mut session, &pictures, wanted).unwrap(), want, "after call {n}");
+                assert_eq!(failing.calls() - before, 1, "there is no graph after call {n}");
+            }
+        }
         assert_eq!(run(&mut session, &pictures, wanted).unwrap(), want, "after a failure at call {n}");
         drop(session);
         assert_eq!(failing.live_bytes(), live, "call {n} leaks");
     }
+    assert!(without_graph > 10);
 }
 
 /// What a trace lists and what is computed are the same with the caches flushed before each launch.

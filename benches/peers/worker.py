@@ -3,10 +3,14 @@
 Lines of JSON come by standard input and go by standard output. The first has the fields of `Settings`; the answer is the
 peer's version and, for a forward pass, how far its outputs agree with amdanet's. Each further line asks for a number of
 runs; the answer is their seconds, and the most memory that this process has held.
+
+The environment: a peer that is not ready after PEER_SECONDS gives up; PEER_COMPILE_MODE replaces torch.compile's
+`max-autotune` on a GPU, which may take many minutes, by another mode, as `reduce-overhead`.
 """
 import json
 import os
 import resource
+import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -69,14 +73,14 @@ def in_torch(s: Settings, prepare: Callable[[Any], Any]) -> tuple[str, Run]:
     import network
     autocast = set_up_torch(s)
     model = prepare(network.Predict(network.peer(s.weights)).eval().to(s.device))
-    visible, infrared = (torch.from_numpy(x).to(s.device) for x in pictures(s))
+    host = [torch.from_numpy(x) for x in pictures(s)]
 
     def run() -> tuple[Any, Any]:
+        # From the host's memory and back, which is what amdanet's time has in it; `cpu` waits for the device.
+        inputs = [picture.to(s.device) for picture in host]
         with torch.inference_mode(), autocast():
-            outputs = model(visible, infrared)
-        if s.device == "cuda":
-            torch.cuda.synchronize()
-        return outputs
+            outputs = model(*inputs)
+        return tuple(output.cpu() for output in outputs)
 
     return f"PyTorch {torch.__version__}", run
 
@@ -88,8 +92,11 @@ def eager(s: Settings) -> tuple[str, Run]:
 def compiled(s: Settings) -> tuple[str, Run]:
     """On a GPU with the search for kernels, and in CUDA graphs, which it brings."""
     import torch
-    mode = "max-autotune" if s.device == "cuda" else "default"
-    return in_torch(s, lambda model: torch.compile(model, mode=mode))
+    if s.device == "cpu":
+        return in_torch(s, torch.compile)
+    mode = os.environ.get("PEER_COMPILE_MODE", "max-autotune")
+    version, run = in_torch(s, lambda model: torch.compile(model, mode=mode))
+    return f"{version},{mode}", run
 
 
 # ---------------------------------------------------------------------------------------------- runtimes of ONNX
@@ -130,7 +137,8 @@ def tensor_rt(s: Settings) -> tuple[str, Run]:
         config.set_flag(getattr(trt.BuilderFlag, {"tf32": "TF32", "f16": "FP16", "bf16": "BF16"}[s.precision]))
     engine = trt.Runtime(logger).deserialize_cuda_engine(builder.build_serialized_network(definition, config))
     context, stream = engine.create_execution_context(), torch.cuda.Stream()
-    tensors = {name: torch.from_numpy(x).cuda() for name, x in zip(("visible", "infrared"), pictures(s))}
+    host = {name: torch.from_numpy(x) for name, x in zip(("visible", "infrared"), pictures(s))}
+    tensors = {name: picture.cuda() for name, picture in host.items()}
     for name in ("labels", "fused"):
         tensors[name] = torch.empty(tuple(engine.get_tensor_shape(name)), dtype=torch.uint8, device="cuda")
     for name, tensor in tensors.items():
@@ -138,9 +146,11 @@ def tensor_rt(s: Settings) -> tuple[str, Run]:
     torch.cuda.synchronize()
 
     def run() -> tuple[Any, Any]:
-        context.execute_async_v3(stream.cuda_stream)
-        stream.synchronize()
-        return tensors["labels"], tensors["fused"]
+        with torch.cuda.stream(stream):
+            for name, picture in host.items():
+                tensors[name].copy_(picture)
+            context.execute_async_v3(stream.cuda_stream)
+            return tensors["labels"].cpu(), tensors["fused"].cpu()
 
     return f"TensorRT {trt.__version__}", run
 
@@ -191,7 +201,7 @@ TRAINING = {"eager": training_step}
 
 def agreement(s: Settings, outputs: tuple[Any, Any]) -> dict[str, float]:
     """Shares of the pixels whose labels are equal, and of the fused numbers that differ by 1 of 255 at most."""
-    labels, fused = (np.asarray(x.cpu() if hasattr(x, "cpu") else x) for x in outputs)
+    labels, fused = map(np.asarray, outputs)
     ours = cv2.imread(s.labels, cv2.IMREAD_UNCHANGED), cv2.imread(s.fused)[..., ::-1].transpose(2, 0, 1)
     off = np.abs(fused.astype(int) - ours[1].astype(int))
     return {"labels_equal": float((labels == ours[0]).mean()), "fused_close": float((off <= 1).mean())}
@@ -206,6 +216,19 @@ def memory(s: Settings) -> dict[str, int | None]:
     return {"peak_bytes": held, "device_peak_bytes": on_device}
 
 
+class TooLong(BaseException):
+    """No Exception, so that no library takes it for a failure of its own."""
+
+
+def give_up_after(seconds: int) -> None:
+    """Raises TooLong then, and each second again in case it was caught; 0: never."""
+    def give_up(*_) -> None:
+        raise TooLong
+
+    signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1)
+
+
 def main() -> None:
     # What libraries print goes to standard error.
     answers = os.fdopen(os.dup(1), "w")
@@ -213,10 +236,18 @@ def main() -> None:
     answer = lambda value: print(json.dumps(value), file=answers, flush=True)
 
     s = Settings(**json.loads(sys.stdin.readline()))
+    patience = int(os.environ.get("PEER_SECONDS", "0"))
     try:
+        give_up_after(patience)
         version, run = (TRAINING if s.training else FORWARD)[s.peer](s)
         outputs = run()
+        give_up_after(0)
         answer({"version": version} | ({} if s.training else agreement(s, outputs)))
+    except TooLong:
+        give_up_after(0)
+        answer({"error": f"it was not ready after {patience} s"})
+        # Without waiting for what it may have left under way.
+        os._exit(1)
     except Exception as error:  # Whatever a peer meets is a reason in the table, not the end of the measurement.
         answer({"error": f"{type(error).__name__}: {error}".split("\n")[0]})
         return

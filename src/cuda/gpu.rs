@@ -54,7 +54,10 @@ const GIB: f64 = (1u64 << 30) as f64;
 const SHARED_UNASKED: u32 = 48 << 10;
 
 /// The most marks that can be compared: an older mark's event is used again.
-const MARKS: u64 = 1 << 16;
+const MARKS: u64 = 1 << 18;
+
+/// Bytes of pinned memory of a queue, through which small uploads go.
+const STAGING: usize = 1 << 20;
 
 /// Looks for CUDA devices.
 ///
@@ -166,6 +169,17 @@ fn check(status: CUresult, what: impl fmt::Display) -> Result<()> {
     }
 }
 
+/// What an address points at, if the driver knows. A context is current.
+fn memory_type(address: u64) -> Option<sys::CUmemorytype_enum> {
+    use sys::CUmemorytype_enum::{CU_MEMORYTYPE_DEVICE, CU_MEMORYTYPE_HOST};
+    let mut kind = 0u32;
+    let what = sys::CUpointer_attribute_enum::CU_POINTER_ATTRIBUTE_MEMORY_TYPE;
+    // SAFETY: the attribute is 32 bits, which are valid while they are written; any address may be asked for.
+    let status = unsafe { sys::cuPointerGetAttribute((&raw mut kind).cast(), what, address) };
+    let known = [CU_MEMORYTYPE_HOST, CU_MEMORYTYPE_DEVICE].into_iter().find(|&known| known as u32 == kind);
+    known.filter(|_| status == CUresult::CUDA_SUCCESS)
+}
+
 /// A poisoned lock holds what it held: nothing here is left half done by a panic.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -201,6 +215,15 @@ struct Queue {
     blas: Mutex<Option<Blas>>,
     recording: Mutex<Option<Recording>>,
     marks: Mutex<Marks>,
+    staging: Mutex<Staging>,
+}
+
+/// [`STAGING`] bytes of pinned memory, or null. The driver promises to be through with a source when an asynchronous copy
+/// returns for no memory; what was copied here first may go at once.
+struct Staging {
+    memory: *mut u8,
+    /// How much of it copies may still be reading.
+    used: usize,
 }
 
 // SAFETY: the driver's handles may be used by any thread whose current context is theirs, and every call begins by
@@ -290,6 +313,18 @@ impl Gpu {
     }
 }
 
+/// The context of the caller's thread comes back when this is dropped.
+#[must_use]
+struct Entered;
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        let mut left = null_mut();
+        // SAFETY: `enter` has put a context on top of this thread's; the handle is valid while it is written.
+        let _ = unsafe { sys::cuCtxPopCurrent_v2(&mut left) };
+    }
+}
+
 impl Context {
     /// Context and pool.
     fn create(&mut self, what: &str) -> Result<()> {
@@ -297,12 +332,17 @@ impl Context {
         unsafe {
             check(sys::cuDeviceGet(&mut self.device, self.ordinal as i32), what)?;
             check(sys::cuDevicePrimaryCtxRetain(&mut self.handle, self.device), what)?;
-            self.enter()?;
+            let _entered = self.enter()?;
             if attribute(self.device, Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED)? == 0 {
                 return Err(Error::cuda(what, "the device or its driver has no memory pools"));
             }
-            check(sys::cuDeviceGetDefaultMemPool(&mut self.pool, self.device), what)?;
-            // What is freed stays in the pool for the next request: the pool is this program's arena.
+            // All zeros mean no handles to share it by and no limit. The device's own pool is the program's around us.
+            let mut of: sys::CUmemPoolProps = std::mem::zeroed();
+            of.allocType = sys::CUmemAllocationType_enum::CU_MEM_ALLOCATION_TYPE_PINNED;
+            of.location.type_ = sys::CUmemLocationType_enum::CU_MEM_LOCATION_TYPE_DEVICE;
+            of.location.id = self.device;
+            check(sys::cuMemPoolCreate(&mut self.pool, &of), what)?;
+            // What is freed stays in the pool for the next request: the pool is this library's arena.
             let mut keep = u64::MAX;
             let threshold = sys::CUmemPool_attribute_enum::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
             check(sys::cuMemPoolSetAttribute(self.pool, threshold, (&raw mut keep).cast()), what)?;
@@ -314,6 +354,7 @@ impl Context {
 
     /// Kernels: all of them now, because loading one while the queue is being recorded would end the recording.
     fn load(&mut self, what: &str, driver: (u32, u32)) -> Result<()> {
+        let _entered = self.enter()?;
         for &(file, image, names) in kernels::KERNELS.iter().filter(|(_, _, names)| !names.is_empty()) {
             let mut module = null_mut();
             // SAFETY: the context is current, and the image is a fat binary that nvcc made.
@@ -339,10 +380,11 @@ impl Context {
         Ok(())
     }
 
-    /// Makes the context this thread's own: every call to the driver below needs that.
-    fn enter(&self) -> Result<()> {
+    /// Makes the context this thread's own until the value is dropped: every call to the driver below needs that.
+    fn enter(&self) -> Result<Entered> {
         // SAFETY: the context lives until `drop`.
-        check(unsafe { sys::cuCtxSetCurrent(self.handle) }, "entering the context")
+        check(unsafe { sys::cuCtxPushCurrent_v2(self.handle) }, "entering the context")?;
+        Ok(Entered)
     }
 
     /// The device's PCI address, as `0000:01:00.0`.
@@ -384,9 +426,13 @@ impl Drop for Context {
             if self.handle.is_null() {
                 return;
             }
-            let _ = self.enter();
-            for &module in &self.modules {
-                let _ = sys::cuModuleUnload(module);
+            if let Ok(_entered) = self.enter() {
+                for &module in &self.modules {
+                    let _ = sys::cuModuleUnload(module);
+                }
+                if !self.pool.is_null() {
+                    let _ = sys::cuMemPoolDestroy(self.pool);
+                }
             }
             let _ = sys::cuDevicePrimaryCtxRelease_v2(self.device);
         }
@@ -404,10 +450,11 @@ impl Queue {
             blas: Mutex::new(None),
             recording: Mutex::new(None),
             marks: Mutex::default(),
+            staging: Mutex::new(Staging { memory: null_mut(), used: 0 }),
         };
         // From here on an error drops `queue`, which gives back what it has got so far.
         let what = format!("a queue of cuda:{}", queue.context.ordinal);
-        queue.enter()?;
+        let _entered = queue.enter()?;
         let flags = sys::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as u32;
         let untimed = sys::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING as u32;
         // SAFETY: the context is current; each handle is written by the call that makes it, and given back in `drop`.
@@ -415,6 +462,9 @@ impl Queue {
             check(sys::cuStreamCreate(&mut queue.stream, flags), &what)?;
             check(sys::cuStreamCreate(&mut queue.aside, flags), &what)?;
             check(sys::cuEventCreate(&mut queue.meeting, untimed), &what)?;
+            let mut memory = null_mut();
+            check(sys::cuMemHostAlloc(&mut memory, STAGING, 0), &what)?;
+            lock(&queue.staging).memory = memory.cast();
         }
         let workspace = if queue.context.info.capability.0 == 9 { 64 << 20 } else { 32 << 20 };
         let address = queue.reserve(workspace, queue.stream)?;
@@ -424,14 +474,15 @@ impl Queue {
         Ok(Arc::new(queue))
     }
 
-    fn enter(&self) -> Result<()> {
+    fn enter(&self) -> Result<Entered> {
         self.context.enter()
     }
 
     fn reserve(&self, bytes: usize, stream: sys::CUstream) -> Result<u64> {
         let mut address = 0;
         // SAFETY: the context is current, the stream is one of ours, the address is valid while it is written.
-        let mut reserve = || unsafe { sys::cuMemAllocAsync(&mut address, bytes.max(1), stream) };
+        let mut reserve =
+            || unsafe { sys::cuMemAllocFromPoolAsync(&mut address, bytes.max(1), self.context.pool, stream) };
         let mut status = reserve();
         if status == CUresult::CUDA_ERROR_OUT_OF_MEMORY {
             // Memory of finished work may be held in pieces: give back what waits in the pool, and ask once more.
@@ -506,7 +557,7 @@ impl Drop for Queue {
         // SAFETY: each handle was made by this value and is given back once, what uses others first; null handles
         // were not reached. Errors have nobody to go to.
         unsafe {
-            let _ = self.enter();
+            let Ok(_entered) = self.enter() else { return };
             if lock(&self.recording).take().is_some() {
                 let mut graph = null_mut();
                 if sys::cuStreamEndCapture(self.stream, &mut graph) == CUresult::CUDA_SUCCESS
@@ -523,6 +574,10 @@ impl Drop for Queue {
                 let _ = sys::cuStreamSynchronize(self.stream);
                 drop(blas);
                 let _ = sys::cuStreamDestroy_v2(self.stream);
+            }
+            let staging = lock(&self.staging).memory;
+            if !staging.is_null() {
+                let _ = sys::cuMemFreeHost(staging.cast());
             }
             if !self.aside.is_null() {
                 let _ = sys::cuStreamDestroy_v2(self.aside);
@@ -556,7 +611,7 @@ impl Driver for Gpu {
     fn peak_bytes(&self) -> Option<u64> {
         let mut bytes = 0u64;
         let what = sys::CUmemPool_attribute_enum::CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH;
-        // SAFETY: the pool is the device's own, and the attribute is 64 bits that are valid while they are written.
+        // SAFETY: the pool is ours, and the attribute is 64 bits that are valid while they are written.
         let status =
             unsafe { sys::cuMemPoolGetAttribute(self.0.context.pool, what, (&raw mut bytes).cast()) };
         (status == CUresult::CUDA_SUCCESS).then_some(bytes)
@@ -567,7 +622,7 @@ impl Driver for Gpu {
     }
 
     fn allocate(&self, bytes: usize) -> Result<u64> {
-        self.0.enter()?;
+        let _entered = self.0.enter()?;
         let mut recording = lock(&self.0.recording);
         let Some(recording) = &mut *recording else { return self.0.reserve(bytes, self.0.stream) };
         if let Some(address) = recording.spare.get_mut(&bytes).and_then(Vec::pop) {
@@ -579,9 +634,7 @@ impl Driver for Gpu {
     }
 
     fn free(&self, address: u64, bytes: usize) {
-        if self.0.enter().is_err() {
-            return;
-        }
+        let Ok(_entered) = self.0.enter() else { return };
         match &mut *lock(&self.0.recording) {
             Some(recording) if recording.reserved.contains(&address) => {
                 recording.spare.entry(bytes).or_default().push(address);
@@ -592,14 +645,14 @@ impl Driver for Gpu {
     }
 
     unsafe fn pin(&self, memory: *mut u8, bytes: usize) -> Result<()> {
-        self.0.enter()?;
+        let _entered = self.0.enter()?;
         // SAFETY: the caller vouches for the bytes.
         let status = unsafe { sys::cuMemHostRegister_v2(memory.cast(), bytes, 0) };
         check(status, format_args!("pinning {bytes} bytes of the host"))
     }
 
     unsafe fn unpin(&self, memory: *mut u8) {
-        if self.0.enter().is_ok() {
+        if let Ok(_entered) = self.0.enter() {
             // SAFETY: the caller vouches for it. There is nobody to tell of an error.
             let _ = unsafe { sys::cuMemHostUnregister(memory.cast()) };
         }
@@ -607,19 +660,40 @@ impl Driver for Gpu {
 
     unsafe fn upload(&self, data: &[u8], to: u64) -> Result<()> {
         let what = format!("upload of {} bytes", data.len());
-        self.0.enter()?;
+        let _entered = self.0.enter()?;
         self.0.not_recording(&what)?;
         if data.is_empty() {
             return Ok(());
         }
-        // SAFETY: the caller vouches for the destination. Of a source that is not pinned the driver has taken a copy when
-        // the call returns; for another one the caller vouches.
-        check(unsafe { sys::cuMemcpyHtoDAsync_v2(to, data.as_ptr().cast(), data.len(), self.0.stream) }, what)
+        let mut source = data.as_ptr();
+        let pinned = memory_type(source as u64) == Some(sys::CUmemorytype_enum::CU_MEMORYTYPE_HOST);
+        let staged = !pinned && data.len() <= STAGING;
+        let mut staging = lock(&self.0.staging);
+        if staged {
+            if staging.used + data.len() > STAGING {
+                self.0.synchronise(&what)?;
+                staging.used = 0;
+            }
+            // SAFETY: the queue is through with the rest of the staging, which has room.
+            unsafe {
+                let place = staging.memory.add(staging.used);
+                place.copy_from_nonoverlapping(source, data.len());
+                source = place;
+            }
+            staging.used = (staging.used + data.len()).next_multiple_of(256);
+        }
+        // SAFETY: the caller vouches for the destination, and for a pinned source. The staging stays until the queue was
+        // waited for, and so does another source.
+        let status = unsafe { sys::cuMemcpyHtoDAsync_v2(to, source.cast(), data.len(), self.0.stream) };
+        // Also after an error, because part of the copy may be under way.
+        let waited = if pinned || staged { Ok(()) } else { self.0.synchronise(&what) };
+        check(status, &what)?;
+        waited
     }
 
     unsafe fn download(&self, from: u64, data: &mut [u8]) -> Result<()> {
         let what = format!("download of {} bytes", data.len());
-        self.0.enter()?;
+        let _entered = self.0.enter()?;
         self.0.not_recording(&what)?;
         if data.is_empty() {
             return self.0.synchronise(what);
@@ -638,7 +712,7 @@ impl Driver for Gpu {
         if bytes == 0 {
             return Ok(());
         }
-        self.0.enter()?;
+        let _entered = self.0.enter()?;
         // SAFETY: the caller vouches for both ranges.
         let status = unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, bytes, self.0.stream) };
         check(status, format_args!("copy of {bytes} bytes"))
@@ -648,7 +722,7 @@ impl Driver for Gpu {
         if bytes == 0 {
             return Ok(());
         }
-        self.0.enter()?;
+        let _entered = self.0.enter()?;
         // SAFETY: the caller vouches for the range.
         let status = unsafe { sys::cuMemsetD8Async(to, byte, bytes, self.0.stream) };
         check(status, format_args!("fill of {bytes} bytes"))
@@ -658,7 +732,7 @@ impl Driver for Gpu {
         let function = self.0.context.functions.get(launch.kernel);
         let function =
             function.ok_or_else(|| Error::cuda(launch, "this build has no kernel of that name"))?;
-        self.0.enter()?;
+        let _entered = self.0.enter()?;
         self.0.context.allow_shared(function, launch)?;
         // The driver reads as many bytes of each as the parameter has, the low ones first.
         let mut bits: Vec<u64> = launch.args.iter().map(|arg| arg.bits()).collect();
@@ -685,7 +759,7 @@ impl Driver for Gpu {
     }
 
     unsafe fn product(&self, product: &Product) -> Result<()> {
-        self.0.enter()?;
+        let _entered = self.0.enter()?;
         let run = || match &mut *lock(&self.0.blas) {
             // SAFETY: the caller vouches for the matrices, and the queue is the one whose order they follow.
             Some(blas) => unsafe { blas.run(product, self.0.stream.cast()) },
@@ -702,7 +776,7 @@ impl Driver for Gpu {
 
     unsafe fn follow(&self, stream: u64) -> Result<()> {
         let what = "waiting for the caller's stream";
-        self.0.enter()?;
+        let _entered = self.0.enter()?;
         self.0.not_recording(what)?;
         let meeting = self.0.meeting;
         // SAFETY: the caller vouches for the stream; the event is ours, and what waits for it waits for this record of it.
@@ -714,7 +788,7 @@ impl Driver for Gpu {
 
     unsafe fn lead(&self, stream: u64) -> Result<()> {
         let what = "letting the caller's stream wait";
-        self.0.enter()?;
+        let _entered = self.0.enter()?;
         self.0.not_recording(what)?;
         let meeting = self.0.meeting;
         // SAFETY: as above.
@@ -725,33 +799,31 @@ impl Driver for Gpu {
     }
 
     fn holds(&self, address: u64) -> bool {
-        use sys::CUpointer_attribute_enum::{
-            CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, CU_POINTER_ATTRIBUTE_MEMORY_TYPE,
+        use sys::CUpointer_attribute_enum::CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL;
+        let Ok(_entered) = self.0.enter() else { return false };
+        let mut ordinal = -1i32;
+        // SAFETY: the attribute is 32 bits, which are valid while they are written; any address may be asked for.
+        let status = unsafe {
+            sys::cuPointerGetAttribute(
+                (&raw mut ordinal).cast(),
+                CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL,
+                address,
+            )
         };
-        let (mut kind, mut ordinal) = (0u32, -1i32);
-        // SAFETY: each attribute is 32 bits, which are valid while they are written; any address may be asked for.
-        let known = self.0.enter().is_ok()
-            && unsafe {
-                let kind = (&raw mut kind).cast();
-                let ordinal = (&raw mut ordinal).cast();
-                sys::cuPointerGetAttribute(kind, CU_POINTER_ATTRIBUTE_MEMORY_TYPE, address)
-                    == CUresult::CUDA_SUCCESS
-                    && sys::cuPointerGetAttribute(ordinal, CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, address)
-                        == CUresult::CUDA_SUCCESS
-            };
-        let device = sys::CUmemorytype_enum::CU_MEMORYTYPE_DEVICE as u32;
-        known && kind == device && ordinal == self.0.context.ordinal as i32
+        status == CUresult::CUDA_SUCCESS
+            && ordinal == self.0.context.ordinal as i32
+            && memory_type(address) == Some(sys::CUmemorytype_enum::CU_MEMORYTYPE_DEVICE)
     }
 
     fn synchronise(&self) -> Result<()> {
-        self.0.enter()?;
+        let _entered = self.0.enter()?;
         self.0.not_recording("waiting for the device")?;
         self.0.synchronise("waiting for the device")
     }
 
     fn mark(&self) -> Result<u64> {
         let what = "marking a time";
-        self.0.enter()?;
+        let _entered = self.0.enter()?;
         self.0.not_recording(what)?;
         let mut marks = lock(&self.0.marks);
         let mark = marks.count;
@@ -773,7 +845,7 @@ impl Driver for Gpu {
         if driver_version()? < (12, 8) {
             return Err(Error::cuda(what, "needs a driver for CUDA 12.8 or later"));
         }
-        self.0.enter()?;
+        let _entered = self.0.enter()?;
         self.0.not_recording(what)?;
         let marks = lock(&self.0.marks);
         let kept = marks.count.saturating_sub(MARKS)..marks.count;
@@ -793,7 +865,7 @@ impl Driver for Gpu {
 
     fn begin_capture(&self) -> Result<()> {
         let what = "recording launches";
-        self.0.enter()?;
+        let _entered = self.0.enter()?;
         let mut recording = lock(&self.0.recording);
         if recording.is_some() {
             return Err(Error::cuda(what, "they are being recorded already"));
@@ -807,7 +879,7 @@ impl Driver for Gpu {
 
     fn end_capture(&self) -> Result<Box<dyn Graph>> {
         let what = "recording launches";
-        self.0.enter()?;
+        let _entered = self.0.enter()?;
         let recording = lock(&self.0.recording).take();
         let recording = recording.ok_or_else(|| Error::cuda(what, "it was not begun"))?;
         // Dropping this, after an error too, gives back what was freed meanwhile.
@@ -841,7 +913,7 @@ unsafe impl Send for Recorded {}
 
 impl Graph for Recorded {
     unsafe fn launch(&self) -> Result<()> {
-        self.queue.enter()?;
+        let _entered = self.queue.enter()?;
         // SAFETY: the caller vouches for the memory that the launches touch; what was freed meanwhile is kept here.
         check(unsafe { sys::cuGraphLaunch(self.executable, self.queue.stream) }, "recorded launches")
     }
@@ -849,9 +921,7 @@ impl Graph for Recorded {
 
 impl Drop for Recorded {
     fn drop(&mut self) {
-        if self.queue.enter().is_err() {
-            return;
-        }
+        let Ok(_entered) = self.queue.enter() else { return };
         // Only after its last launch: `release` follows the order of the queue, and the driver keeps an executable
         // graph until it is through.
         if !self.executable.is_null() {

@@ -124,7 +124,8 @@ pub struct amdanet_frame {
     /// A CUstream or cudaStream_t of the session's CUDA device that takes part: the frame begins when the work that is on it
     /// is done, and work that is put on it after the frame begins when the results are there. If all pictures and buffers are
     /// in CUDA memory, the frame counts as done when it is queued: they must then stay until the stream has come past it, and
-    /// what goes wrong on the device later is returned by a later call. NULL: pictures are ready at the call, and results when the frame is done; always for the CPU.
+    /// what goes wrong on the device later is returned by a later call. Not CU_STREAM_PER_THREAD, because the session has
+    /// threads of its own. NULL, always for the CPU: pictures are ready at the call, and results when the frame is done.
     pub stream: *mut c_void,
 }
 
@@ -462,6 +463,9 @@ pub struct Frame {
     stream: Option<u64>,
 }
 
+/// CU_STREAM_PER_THREAD, which is cudaStreamPerThread: a name for a stream of whichever thread calls.
+const STREAM_PER_THREAD: u64 = 2;
+
 impl Frame {
     /// Checks a frame of the caller for a network of so many classes, and for a session on the CPU or a device.
     pub fn new(frame: &amdanet_frame, classes: usize, device: Option<&Arc<dyn Driver>>) -> Result<Self> {
@@ -478,6 +482,10 @@ impl Frame {
             let what =
                 "frame.stream: the session computes on the CPU, which has no CUDA streams: leave it NULL";
             return Err(Failure::new(amdanet_status::Unsupported, what));
+        }
+        if stream == Some(STREAM_PER_THREAD) {
+            let what = "the stream of each thread (CU_STREAM_PER_THREAD) is another one in the session's threads: make one";
+            return Err(Failure::argument("frame.stream", what));
         }
         let check = Check { device, width, height };
         let sources = [

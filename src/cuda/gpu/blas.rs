@@ -91,9 +91,10 @@ impl Blas {
         if !self.plans.contains_key(&key) {
             let plan = match Plan::new(self, product) {
                 Ok(plan) => Some(plan),
-                Err(CublasError(sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED)) if product.count > 1 => {
-                    None
-                }
+                Err(CublasError(
+                    sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED
+                    | sys::cublasStatus_t::CUBLAS_STATUS_INVALID_VALUE,
+                )) if product.count > 1 => None,
                 Err(e) => return Err(failed(product, e)),
             };
             self.plans.insert(Key::new(product), plan);
@@ -142,9 +143,11 @@ fn single(product: &Product, i: usize) -> Product {
     }
 }
 
-/// The largest power of two, up to 256, that divides an address.
-fn alignment(address: u64) -> u32 {
-    1 << address.trailing_zeros().min(8)
+/// The largest power of two, up to 256, that divides the addresses of all arrays of a product, when those are `step`
+/// numbers apart.
+fn alignment(address: u64, step: usize, product: &Product) -> u32 {
+    let step = if product.count > 1 { step * product.dtype.size() } else { 0 };
+    1 << (address | step as u64).trailing_zeros().min(8)
 }
 
 impl Key {
@@ -152,7 +155,7 @@ impl Key {
         let layed = |matrix: Matrix| Layed {
             stride: matrix.stride,
             batch: if product.count > 1 { matrix.batch } else { 0 },
-            alignment: alignment(matrix.address),
+            alignment: alignment(matrix.address, matrix.batch, product),
         };
         Self {
             dtype: product.dtype,
@@ -164,7 +167,7 @@ impl Key {
             residual: product.residual.map(layed),
             a_transposed: product.a_transposed,
             b_transposed: product.b_transposed,
-            bias_alignment: product.bias.map(alignment),
+            bias_alignment: product.bias.map(|bias| alignment(bias, product.shape.1, product)),
             relu: product.relu,
         }
     }
@@ -195,13 +198,15 @@ impl Plan {
         let sums = sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
         preference.set(Wish::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, sums)?;
         let c = product.residual.unwrap_or(product.c);
+        // There is no word for the alignment of the bias, which is read in vectors like the rest.
+        let bias = product.bias.map_or(256, |bias| alignment(bias, product.shape.1, product));
         for (wish, matrix) in [
             (Wish::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, product.b),
             (Wish::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, product.a),
             (Wish::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, c),
             (Wish::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, product.c),
         ] {
-            preference.set(wish, alignment(matrix.address))?;
+            preference.set(wish, alignment(matrix.address, matrix.batch, product).min(bias))?;
         }
         // SAFETY: all of the descriptions live until the end of this function.
         let best = unsafe {

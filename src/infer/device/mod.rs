@@ -192,9 +192,9 @@ impl Network {
         };
         let on_host = |x: &Option<Tensor>| x.as_ref().map(|x| Tensor::scratch_of(x.shape(), DType::F32));
         let host = Host {
-            pictures: Pinned::new(recorder.device(), pictures.bytes())?,
-            labels: Pinned::new(recorder.device(), on_device.labels.bytes())?,
-            fused: Pinned::new(recorder.device(), on_device.fused.bytes())?,
+            pictures: Pinned::new(recorder.device(), pictures.bytes()),
+            labels: Pinned::new(recorder.device(), on_device.labels.bytes()),
+            fused: Pinned::new(recorder.device(), on_device.fused.bytes()),
             floats: [&on_device.image, &on_device.logits, &on_device.probabilities].map(on_host),
         };
         recorder.begin();

@@ -1,14 +1,14 @@
-//! Memory of the host that a device copies from and to without staging.
+//! Memory of the host that a device copies from and to without staging, if the system lets it be pinned.
 
 use std::sync::Arc;
 
 use crate::cuda::driver::Driver;
-use crate::{DType, Result, Tensor};
+use crate::{DType, Tensor};
 
 /// From this many bytes on, tensors are mappings of their own, which can be pinned.
 const SMALLEST: usize = 128 << 10;
 
-/// Bytes that are pinned, if they are many.
+/// Bytes that are pinned, if they are many and may be.
 pub struct Pinned {
     tensor: Tensor,
     driver: Option<Arc<dyn Driver>>,
@@ -16,17 +16,14 @@ pub struct Pinned {
 
 impl Pinned {
     /// `bytes` bytes of arbitrary content.
-    ///
-    /// # Errors
-    /// When the device reports one.
-    pub fn new(driver: &Arc<dyn Driver>, bytes: usize) -> Result<Self> {
+    pub fn new(driver: &Arc<dyn Driver>, bytes: usize) -> Self {
         let mut pinned = Self { tensor: Tensor::scratch_of([bytes], DType::U8), driver: None };
         if bytes >= SMALLEST {
             // SAFETY: a tensor of this size is a mapping of its own; `drop` unpins it before it is given back.
-            unsafe { driver.pin(pinned.bytes_mut().as_mut_ptr(), bytes)? };
-            pinned.driver = Some(driver.clone());
+            let done = unsafe { driver.pin(pinned.bytes_mut().as_mut_ptr(), bytes) };
+            pinned.driver = done.is_ok().then(|| driver.clone());
         }
-        Ok(pinned)
+        pinned
     }
 
     /// The bytes.

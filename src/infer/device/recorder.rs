@@ -115,7 +115,7 @@ impl Recorder {
 
 /// The work of a forward pass, on memory of its own.
 pub struct Recorded {
-    /// The tasks as one graph, made when it is first launched. It goes before the memory that it uses.
+    /// The tasks as one graph, made after they first ran. It goes before the memory that it uses.
     graph: Option<Box<dyn Graph>>,
     /// Its steps.
     pub plan: Plan,
@@ -132,21 +132,28 @@ impl Recorded {
     /// # Safety
     /// The tensors that were there when it was recorded are there still, and `queue` is one of their device.
     pub unsafe fn launch(&mut self, queue: &dyn Driver) -> Result<()> {
-        let graph = match self.graph.take() {
-            Some(graph) => graph,
-            None => {
-                queue.begin_capture()?;
-                // SAFETY: buffers lie in the arena, and the caller vouches for the rest.
-                let queued = self.tasks.iter().try_for_each(|task| unsafe { task.run(queue) });
-                // Also after an error, so that the queue does not go on recording.
-                let graph = queue.end_capture();
-                queued?;
-                graph?
-            }
-        };
-        let graph = self.graph.insert(graph);
+        if let Some(graph) = &self.graph {
+            // SAFETY: buffers lie in the arena, and the caller vouches for the rest.
+            return unsafe { graph.launch() };
+        }
+        // SAFETY: as above. Now kernels are loaded and products planned, for which a capture is no time.
+        unsafe { self.run(queue)? };
+        queue.begin_capture()?;
         // SAFETY: as above.
-        unsafe { graph.launch() }
+        let queued = unsafe { self.run(queue) };
+        // Also after an error, so that the queue does not go on recording. Another thread that waits for the whole device
+        // spoils a capture; this time's work is queued all the same, and the next time captures again.
+        self.graph = queue.end_capture().ok().filter(|_| queued.is_ok());
+        Ok(())
+    }
+
+    /// Queues all of it, one by one.
+    ///
+    /// # Safety
+    /// As [`Recorded::launch`].
+    unsafe fn run(&self, queue: &dyn Driver) -> Result<()> {
+        // SAFETY: the caller's promise is passed on.
+        self.tasks.iter().try_for_each(|task| unsafe { task.run(queue) })
     }
 
     /// Does it step by step, notes the time of each, and then tells `watch` of them; whether that let it come to the end.

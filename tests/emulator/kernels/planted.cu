@@ -51,7 +51,7 @@ extern "C" __global__ void planted_neighbour(float* y, int count, int barrier) {
 }
 
 // Within a warp: 0 no barrier, 1 __syncwarp of all lanes, 2 __syncwarp of pairs, which is enough for the neighbour in
-// the pair, 3 __syncwarp of the wrong pairs.
+// the pair, 3 __syncwarp of the wrong pairs, 4 a vote and 5 a shuffle, which are no barriers.
 extern "C" __global__ void planted_warp_neighbour(float* y, int barrier) {
     float* shared = shared_memory<float>();
     const int i = threadIdx.x, lane = i % kWarp;
@@ -61,6 +61,8 @@ extern "C" __global__ void planted_warp_neighbour(float* y, int barrier) {
     if (barrier == 1) __syncwarp();
     if (barrier == 2) __syncwarp(3u << lane / 2 * 2);
     if (barrier == 3) __syncwarp(lane == 0 || lane == 31 ? 0x80000001u : 3u << (lane + 1) / 2 * 2 - 1);
+    if (barrier == 4) __ballot_sync(0xffffffffu, i > 0);
+    if (barrier == 5) __shfl_xor_sync(0xffffffffu, i, 1);
     y[i] = shared[i ^ 1];
 }
 

@@ -66,7 +66,10 @@ extern "C" fn emulated_warp(kind: u32, mask: u32, words: *mut u32) {
             (*block).stop(message);
             suspend(block);
         }
-        (*block).shared.warp_barrier(warp, mask);
+        // Shuffles, votes and matrix instructions do not order what lanes read and write.
+        if kind == SYNC {
+            (*block).shared.warp_barrier(warp, mask);
+        }
         (*block).warp(warp).resume(mask & !(1 << lane));
     }
 }

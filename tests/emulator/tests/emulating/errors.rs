@@ -119,7 +119,7 @@ fn a_missing_barrier() {
         let args = [pointer(&y), Arg::I32(256), Arg::I32(0)];
         assert_names(bench.launch("planted_neighbour", 1, 256, 1024, &args), &["race: ", "of shared memory"]);
 
-        for barrier in [0, 3] {
+        for barrier in [0, 3, 4, 5] {
             let args = [pointer(&y), Arg::I32(barrier)];
             assert_names(bench.launch("planted_warp_neighbour", 1, 32, 128, &args), &["race: "]);
         }
