@@ -74,6 +74,8 @@ def in_torch(s: Settings, prepare: Callable[[Any], Any]) -> tuple[str, Run]:
     autocast = set_up_torch(s)
     model = prepare(network.Predict(network.peer(s.weights)).eval().to(s.device))
     host = [torch.from_numpy(x) for x in pictures(s)]
+    if s.device == "cuda":
+        host = [picture.pin_memory() for picture in host]
 
     def run() -> tuple[Any, Any]:
         # From the host's memory and back, which is what amdanet's time has in it; `cpu` waits for the device.
