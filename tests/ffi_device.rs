@@ -33,10 +33,13 @@ static FAILING: LazyLock<Arc<Failing>> = LazyLock::new(|| Failing::new(Emulator:
 /// Device 2, of one test.
 static QUIET: LazyLock<Arc<Emulator>> = LazyLock::new(|| Emulator::new(Options::default()));
 
+fn is_real() -> bool {
+    std::env::var_os("AMDANET_TEST_DEVICE").is_some_and(|name| name == "cuda")
+}
+
 fn opened(ordinal: usize, tf32: bool) -> Result<Arc<dyn Driver>> {
-    let real = std::env::var_os("AMDANET_TEST_DEVICE").is_some_and(|name| name == "cuda");
     match ordinal {
-        0 if real => cuda::gpu::Gpu::open(0, tf32),
+        0 if is_real() => cuda::gpu::Gpu::open(0, tf32),
         0 => Ok(EMULATOR.clone()),
         1 => Ok(FAILING.clone()),
         2 => Ok(QUIET.clone()),
@@ -392,8 +395,10 @@ fn what_is_not_there_is_named() {
     let host = picture.bytes.as_ptr();
     fails(with(&|f| f.visible.data = host.cast()), argument, "frame.visible.data: ");
     fails(with(&|f| f.visible.data = f.visible.data.wrapping_byte_add(2)), argument, "frame.visible.data: ");
+    // A real device knows its memory by mappings, which are larger than what was asked for.
+    let past = if is_real() { 1 << 40 } else { 64 };
     fails(
-        with(&|f| f.visible.data = f.visible.data.wrapping_byte_add(1 << 40)),
+        with(&|f| f.visible.data = f.visible.data.wrapping_byte_add(past)),
         argument,
         "frame.visible.data: ",
     );

@@ -68,14 +68,19 @@ def set_up_torch(s: Settings) -> Any:
     return lambda: torch.autocast(s.device, half or torch.bfloat16, enabled=half is not None)
 
 
+def on_host(s: Settings) -> list[Any]:
+    """The pictures in the host's memory, pinned if they go to a GPU."""
+    import torch
+    tensors = [torch.from_numpy(x) for x in pictures(s)]
+    return [x.pin_memory() for x in tensors] if s.device == "cuda" else tensors
+
+
 def in_torch(s: Settings, prepare: Callable[[Any], Any]) -> tuple[str, Run]:
     import torch
     import network
     autocast = set_up_torch(s)
     model = prepare(network.Predict(network.peer(s.weights)).eval().to(s.device))
-    host = [torch.from_numpy(x) for x in pictures(s)]
-    if s.device == "cuda":
-        host = [picture.pin_memory() for picture in host]
+    host = on_host(s)
 
     def run() -> tuple[Any, Any]:
         # From the host's memory and back, which is what amdanet's time has in it; `cpu` waits for the device.
@@ -139,7 +144,7 @@ def tensor_rt(s: Settings) -> tuple[str, Run]:
         config.set_flag(getattr(trt.BuilderFlag, {"tf32": "TF32", "f16": "FP16", "bf16": "BF16"}[s.precision]))
     engine = trt.Runtime(logger).deserialize_cuda_engine(builder.build_serialized_network(definition, config))
     context, stream = engine.create_execution_context(), torch.cuda.Stream()
-    host = {name: torch.from_numpy(x) for name, x in zip(("visible", "infrared"), pictures(s))}
+    host = dict(zip(("visible", "infrared"), on_host(s)))
     tensors = {name: picture.cuda() for name, picture in host.items()}
     for name in ("labels", "fused"):
         tensors[name] = torch.empty(tuple(engine.get_tensor_shape(name)), dtype=torch.uint8, device="cuda")
