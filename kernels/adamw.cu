@@ -63,7 +63,8 @@ extern "C" __global__ void adamw_squares(const Parameter* parameters, const Chun
 
 // The norm, whether a gradient was not finite, and unscale · min(1, max_norm/norm). A block; shared memory: a double for each
 // thread.
-extern "C" __global__ void __launch_bounds__(1024) adamw_norm(const double* partial, State* state, int parts, float unscale, float max_norm) {
+extern "C" __global__ void __launch_bounds__(1024)
+    adamw_norm(const double* partial, State* state, int parts, float unscale, float max_norm) {
     const double norm = sqrt(total_of(partial, parts, 1, shared_memory<double>()));
     if (threadIdx.x > 0) return;
     state->norm = static_cast<float>(norm);

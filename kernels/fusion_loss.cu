@@ -178,7 +178,8 @@ __device__ void fusion_loss_backward(const float* dy, const unsigned* signs, T* 
 }
 
 // y = scale · Σ partial. A block; shared memory: a double for each thread.
-extern "C" __global__ void __launch_bounds__(1024) fusion_loss_combine(const double* partial, float* y, int parts, float scale) {
+extern "C" __global__ void __launch_bounds__(1024)
+    fusion_loss_combine(const double* partial, float* y, int parts, float scale) {
     const double sum = total_of(partial, parts, 1, shared_memory<double>());
     if (threadIdx.x == 0) *y = static_cast<float>(sum * scale);
 }

@@ -127,7 +127,8 @@ __device__ void consistency_backward(const float* dy, const float* pixels, const
 
 // The mean from partial (parts, 2), sums and counts, and how many pixels count; 0 without any. A block; shared memory:
 // a double for each thread.
-extern "C" __global__ void __launch_bounds__(1024) loss_mean(const double* partial, float* loss, float* pixels, int parts) {
+extern "C" __global__ void __launch_bounds__(1024)
+    loss_mean(const double* partial, float* loss, float* pixels, int parts) {
     double* scratch = shared_memory<double>();
     const double sum = total_of(partial, parts, 2, scratch), count = total_of(partial + 1, parts, 2, scratch);
     if (threadIdx.x == 0) {
@@ -189,7 +190,8 @@ __device__ void dice(const T* x, const unsigned char* labels, double* partial, i
 // The loss 1 − meanₖ (2Iₖ + s)/Tₖ from partial (parts, 2, K), and coefficients (2, K): −2/(K·Tₖ) and
 // (2Iₖ + s)/(K·Tₖ²), of which the gradient with respect to the probabilities is made. A block; shared memory: a double
 // for each thread. 2K may not exceed the number of threads.
-extern "C" __global__ void __launch_bounds__(1024) dice_combine(const double* partial, float* loss, float* coefficients, int parts, int k) {
+extern "C" __global__ void __launch_bounds__(1024)
+    dice_combine(const double* partial, float* loss, float* coefficients, int parts, int k) {
     double* sums = shared_memory<double>();
     const int width = 2 * k, walkers = blockDim.x / width, walker = threadIdx.x / width;
     double sum = 0.0;

@@ -85,7 +85,7 @@ impl Compiler {
     /// Compiles `source`, or finds what an earlier build has made of the same text.
     fn object(&self, source: &Path, mode: &str) -> PathBuf {
         let mut hash = DefaultHasher::new();
-        let command = self.command(mode);
+        let mut command = self.command(mode);
         (self.headers, read(source), command.get_program()).hash(&mut hash);
         command.get_args().for_each(|argument| argument.hash(&mut hash));
         let name = format!("{}.{mode}.{:016x}", stem(source), hash.finish());
@@ -96,7 +96,6 @@ impl Compiler {
         let made = |extension: &str| self.out.join(format!("{name}.{extension}"));
         let (wrapper, unfinished) = (made("cpp"), made("o"));
         fs::write(&wrapper, self.wrapper(source, mode)).expect("OUT_DIR can be written");
-        let mut command = self.command(mode);
         command.arg("-c").arg(&wrapper).arg("-o").arg(&unfinished);
         run(&mut command, source);
         // Moved, so that a file of the store is whole, wherever a build is cut off.
