@@ -2,7 +2,7 @@
 
 use amdanet::data::{self, to_bytes};
 use amdanet::infer::product::{Finish, Grid, Instructions, Packed, product};
-use amdanet::infer::{Engine, Pairs, Pixels, Wanted};
+use amdanet::infer::{Engine, MOST_SHAPES, Pairs, Pixels, Session, Wanted};
 use amdanet::model::{Amdanet, Arch, Encoder, ModelConfig};
 use amdanet::nn::Pass;
 use amdanet::random::Stream;
@@ -59,8 +59,7 @@ fn the_engine_agrees_with_the_ordinary_pass() {
 }
 
 /// Every output, bit for bit.
-fn bits(engine: &Engine, [visible, infrared]: &[Tensor; 2]) -> (Vec<u8>, Vec<u8>, Vec<Vec<u32>>) {
-    let mut session = engine.session();
+fn bits(session: &mut Session, [visible, infrared]: &[Tensor; 2]) -> (Vec<u8>, Vec<u8>, Vec<Vec<u32>>) {
     let output = session.run(&Pairs::new(visible, infrared).unwrap(), ALL).unwrap();
     let floats = [output.image, output.logits, output.probabilities];
     let floats = floats.map(|x| x.unwrap().iter().map(|v| v.to_bits()).collect()).to_vec();
@@ -74,9 +73,22 @@ fn the_number_of_threads_changes_no_bit() {
         let engine = Engine::new(&model(Encoder::Nano, arch)).unwrap();
         let [one, two, three] = [1, 2, 3].map(|n| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap();
-            pool.install(|| bits(&engine, &pictures))
+            pool.install(|| bits(&mut engine.session(), &pictures))
         });
         assert!(one == two && one == three, "{arch}");
+    }
+}
+
+#[test]
+fn shapes_beyond_those_that_are_kept_change_no_bit() {
+    let on_cpu = Engine::new(&model(Encoder::Nano, Arch::Release)).unwrap();
+    let on_device = on_cpu.clone().to(&device(Precision::F32), DType::F16).unwrap();
+    for engine in [on_cpu, on_device] {
+        let mut session = engine.session();
+        for width in (32..=32 + MOST_SHAPES).chain([32]) {
+            let pictures = pictures(1, 32, width);
+            assert!(bits(&mut session, &pictures) == bits(&mut engine.session(), &pictures), "width {width}");
+        }
     }
 }
 

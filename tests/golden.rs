@@ -48,9 +48,19 @@ fn every_file_holds_on_a_device() {
     holds(&device(Precision::F32), Precision::F32);
 }
 
+// A test each, because the emulator computes on one thread.
+
 #[test]
-fn evaluations_hold_on_a_device_in_every_precision() {
-    for precision in [Precision::Tf32, Precision::F16, Precision::Bf16] {
-        holds(&device(precision), precision);
-    }
+fn evaluations_hold_on_a_device_in_tf32() {
+    holds(&device(Precision::Tf32), Precision::Tf32);
+}
+
+#[test]
+fn evaluations_hold_on_a_device_in_f16() {
+    holds(&device(Precision::F16), Precision::F16);
+}
+
+#[test]
+fn evaluations_hold_on_a_device_in_bf16() {
+    holds(&device(Precision::Bf16), Precision::Bf16);
 }

@@ -20,7 +20,7 @@ use super::status::{
     is_in_callback, log,
 };
 use crate::cuda::driver::Driver;
-use crate::infer::{self, Engine, Pairs, Pixels, Step, Wanted};
+use crate::infer::{self, Engine, MOST_SHAPES, Pairs, Pixels, Step, Wanted};
 use crate::model::{LARGEST_SIDE, SMALLEST_SIDE};
 
 /// Memory, plans and threads that compute with a network. A session computes one frame at a time; for several at once make
@@ -485,9 +485,6 @@ struct Core {
     pool: Pool,
     steps: Vec<Noted>,
 }
-
-/// The most shapes that plans are kept for; then all are forgotten.
-const MOST_SHAPES: usize = 16;
 
 impl Core {
     fn new(engine: Engine, on_device: bool, pool: Pool) -> Self {

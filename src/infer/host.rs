@@ -1,4 +1,4 @@
-//! A session on the CPU: plans for the shapes met so far, and memory for the largest of them.
+//! A session on the CPU: plans for the shapes met lately, and memory for the largest of them.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use super::network::{self, Network};
 use super::pack::Weights;
 use super::plan::{Context, Plan, Scratch, Watch};
 use super::product::Instructions;
-use super::{Output, Pairs, Wanted};
+use super::{MOST_SHAPES, Output, Pairs, Wanted};
 use crate::{Tensor, cpu};
 
 /// What the CPU computes with.
@@ -34,8 +34,11 @@ impl Session {
 
     fn network(&mut self, pairs: &Pairs, wanted: Wanted) -> &mut Network {
         let (Pairs { batch, height, width, .. }, weights) = (*pairs, &self.weights);
-        let make = || network::network(weights, batch, height, width, wanted);
-        self.networks.entry((batch, height, width, wanted)).or_insert_with(make)
+        let key = (batch, height, width, wanted);
+        if self.networks.len() == MOST_SHAPES && !self.networks.contains_key(&key) {
+            self.networks.clear();
+        }
+        self.networks.entry(key).or_insert_with(|| network::network(weights, batch, height, width, wanted))
     }
 
     /// Fuses and labels a batch whose sizes were checked; None when `watch` has stopped it.

@@ -33,6 +33,9 @@ use crate::data::ClassSet;
 use crate::model::{Amdanet, ModelConfig, SMALLEST_SIDE};
 use crate::{DType, Device, Error, Result, Tensor, cpu};
 
+/// The most shapes that a session keeps plans for; one more, and it forgets them all.
+pub const MOST_SHAPES: usize = 8;
+
 /// A packed network, shared by its sessions.
 #[derive(Clone)]
 pub struct Engine {
@@ -308,7 +311,7 @@ pub struct Output<'a> {
     pub probabilities: Option<&'a [f32]>,
 }
 
-/// What an engine computes with: its plans for the shapes met so far, and memory.
+/// What an engine computes with: its plans for the shapes met lately, and memory.
 pub struct Session(Kind);
 
 enum Kind {

@@ -17,14 +17,11 @@ use weights::Weights;
 
 use super::pack;
 use super::plan::{Plan, Watch};
-use super::{Frame, Output, Picture, Pixels, Wanted};
+use super::{Frame, MOST_SHAPES, Output, Picture, Pixels, Wanted};
 use crate::cuda::driver::Driver;
 use crate::cuda::frame::{self, Number};
 use crate::model::ModelConfig;
 use crate::{DType, Device, Error, Result, Shape, Tensor};
-
-/// Shapes whose graphs a session keeps: each has an arena of its own.
-const KEPT: usize = 8;
 
 /// A packed network on a device, shared by its sessions.
 pub struct Packed {
@@ -73,7 +70,7 @@ struct Host {
     floats: [Option<Tensor>; 3],
 }
 
-/// A queue, and the graphs for the shapes met so far.
+/// A queue, and the graphs for the shapes met lately.
 pub struct Session {
     packed: Arc<Packed>,
     /// Made for the first frame.
@@ -157,7 +154,7 @@ impl Session {
         }
         let key = (frame.batch, frame.height, frame.width, bytes, wanted);
         if !self.networks.contains_key(&key) {
-            if self.networks.len() == KEPT {
+            if self.networks.len() == MOST_SHAPES {
                 self.finish();
                 self.networks.clear();
             }

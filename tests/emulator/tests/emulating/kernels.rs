@@ -140,19 +140,3 @@ fn copies_by_memcpy_are_accesses() {
     assert_eq!(bench.read::<f32>(&y, 50), [1.0; 50]);
     assert!(bench.launch("planted_memcpy", 1, 1, 0, &args(51)).unwrap_err().contains("out of bounds"));
 }
-
-#[test]
-#[ignore = "a measurement"]
-fn speed() {
-    for (checked, shuffle) in [(false, None), (false, Some(1)), (true, None)] {
-        let bench = Bench::new(Options { checked, shuffle, ..Options::default() });
-        let x = vec![1.0f32; 256 * 256 * 4];
-        let (input, sums) = (bench.buffer(&x), bench.empty(256 * 4));
-        let args = [pointer(&input), pointer(&sums), Arg::I32(1024)];
-        for _ in 0..3 {
-            let start = std::time::Instant::now();
-            bench.launch("planted_row_sums", 256, 256, 128, &args).unwrap();
-            println!("checked {checked}, shuffle {shuffle:?}: 65536 threads in {:?}", start.elapsed());
-        }
-    }
-}
