@@ -53,6 +53,16 @@ pub enum Error {
         /// CUDA's own text, or the remedy.
         why: String,
     },
+    /// More memory than there is.
+    #[error("{what} takes {:.1} MB, and {why}", *bytes as f64 / 1e6)]
+    Memory {
+        /// What needs it.
+        what: String,
+        /// How much it needs.
+        bytes: usize,
+        /// What there is.
+        why: String,
+    },
     /// A configuration or argument that cannot be used.
     #[error("{0}")]
     Config(String),

@@ -39,14 +39,25 @@ pub fn link_atomically(existing: &Path, path: &Path) -> Result<()> {
 }
 
 /// Lets `make` make a file of another name, and gives it the name `path`: whoever reads `path` finds the old content or
-/// the new one, but a machine that stops may lose both. For what can be made again.
+/// the new one, but a machine that stops may lose both. For what can be made again. What a symbolic link leads to is
+/// replaced, not the link.
 ///
 /// # Errors
-/// When the system refuses; the old file, if there was one, is as it was.
+/// When the system refuses, or `path` is a device or a folder; the old file, if there was one, is as it was.
 pub fn replace(path: &Path, make: impl FnOnce(&Path) -> io::Result<()>) -> Result<()> {
     let Some(name) = path.file_name() else {
         return Err(Error::file(path, "cannot be written: this is not the name of a file"));
     };
+    if let Ok(there) = fs::symlink_metadata(path) {
+        if there.is_symlink()
+            && let Ok(target) = fs::canonicalize(path)
+        {
+            return replace(&target, make);
+        }
+        if !there.is_file() && !there.is_symlink() {
+            return Err(Error::file(path, "cannot be replaced: this is not a file"));
+        }
+    }
     let mut temporary = OsString::from(".");
     temporary.push(name);
     temporary.push(format!(".{}.tmp", std::process::id()));
@@ -81,4 +92,27 @@ fn sync_folder(path: &Path) -> Result<()> {
 /// As there.
 pub fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
     write_atomically(path, |to| to.write_all(bytes))
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_stay_and_devices_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        fs::write(at("file"), "old").unwrap();
+        std::os::unix::fs::symlink("file", at("link")).unwrap();
+        write_bytes(&at("link"), b"new").unwrap();
+        assert_eq!(fs::read(at("file")).unwrap(), b"new");
+        assert!(fs::symlink_metadata(at("link")).unwrap().is_symlink());
+
+        let _socket = std::os::unix::net::UnixListener::bind(at("socket")).unwrap();
+        for name in ["socket", "."] {
+            assert!(write_bytes(&at(name), b"new").is_err());
+        }
+        assert!(!fs::symlink_metadata(at("socket")).unwrap().is_file());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 3);
+    }
 }

@@ -10,9 +10,14 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use hdrhistogram::Histogram;
+
 use crate::infer::{Pairs, Pixels};
 use crate::model::{LARGEST_SIDE, SMALLEST_SIDE};
 use crate::{Error, Result};
+
+/// Significant digits of latencies.
+const DIGITS: u8 = 3;
 
 /// Time between two looks at the output while no frame comes.
 const LOOK: Duration = Duration::from_millis(100);
@@ -57,24 +62,30 @@ pub struct Source<R> {
 }
 
 /// What was done so far.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Statistics {
-    /// Seconds from the arrival of each frame's last byte to the handing over of the last byte that was made of it.
-    latencies: Vec<f32>,
+    /// Microseconds from the arrival of a frame's last byte to the handing over of the last byte that was made of it.
+    latencies: Histogram<u64>,
     /// When the first frame was there, and when the last was written.
     span: Option<(Instant, Instant)>,
 }
 
 impl Statistics {
+    fn new() -> Self {
+        // As many digits as are shown.
+        let latencies = Histogram::new(DIGITS).expect("0 to 5 digits are allowed");
+        Self { latencies, span: None }
+    }
+
     fn note(&mut self, arrived: Instant, written: Instant) {
-        self.latencies.push((written - arrived).as_secs_f32());
+        self.latencies.saturating_record((written - arrived).as_micros() as u64);
         let first = self.span.map_or(arrived, |(first, _)| first);
         self.span = Some((first, written));
     }
 
     /// Frames that were written.
     pub fn frames(&self) -> usize {
-        self.latencies.len()
+        self.latencies.len() as usize
     }
 
     /// Frames per second, from the arrival of the first to the writing of the last; 0 without frames.
@@ -85,10 +96,8 @@ impl Statistics {
 
     /// Median and largest latency in seconds; 0 without frames.
     pub fn latency(&self) -> (f64, f64) {
-        let mut sorted = self.latencies.clone();
-        sorted.sort_by(f32::total_cmp);
-        let at = |i: usize| sorted.get(i).map_or(0.0, |&v| f64::from(v));
-        (at(sorted.len() / 2), at(sorted.len().saturating_sub(1)))
+        let seconds = |micros: u64| micros as f64 / 1e6;
+        (seconds(self.latencies.value_at_quantile(0.5)), seconds(self.latencies.max()))
     }
 }
 
@@ -143,7 +152,7 @@ where
     let computers = computers.into_iter();
     let frames = 1 + computers.len();
     let (pairs, empty_pairs) = reader(visible, infrared, format, frames);
-    let mut statistics = Statistics::default();
+    let mut statistics = Statistics::new();
     let mut note = |written: &Written| {
         if let Some(at) = written.written {
             statistics.note(written.arrived, at);

@@ -393,14 +393,15 @@ fn averages_survive_a_stop() {
     let mut config = config(Arch::Paper);
     config.run.ema = 0.99;
     let mut whole = on_cpu(&config);
-    let run = Run::create(&root, &config, "cpu", 1).unwrap();
+    let run = Run::create(&root, &config, "no pairs", "cpu", 1).unwrap();
     for step in 0..2 {
         whole.step(&batch(2, step)).unwrap();
     }
     run.save(&whole, &classes).unwrap();
     drop(run);
     let mut resumed = on_cpu(&config);
-    let run = Run::resume(&root, &config, "cpu", 1, &mut resumed, |note| panic!("{note}")).unwrap();
+    let run =
+        Run::resume(&root, &config, "no pairs", "cpu", 1, &mut resumed, |note| panic!("{note}")).unwrap();
     for trainer in [&mut whole, &mut resumed] {
         trainer.step(&batch(2, 2)).unwrap();
     }

@@ -398,6 +398,7 @@ fn configurations() {
         ("[model]\ndims = [4000000000, 64, 128, 256]\n", "dims = [4000000000, 64, 128, 256]"),
         ("[model]\nclasses = 3\n", "model.classes = 3, but the data set has 8 classes"),
         ("[optimizer]\nlr = \"fast\"\n", "line 2"),
+        ("[loss]\nseg = -1.0\n", "loss weight seg = -1: must be 0 or more"),
     ];
     for (text, part) in cases {
         fails(1, &[part], with(text));
@@ -422,6 +423,43 @@ fn folders_that_cannot_be_written() {
     fails(1, &parts, ["synth", "--out", &below, "--pairs", "3"]);
     fails(1, &parts, ["demo", "--out", &below, "--steps", "3", "--pairs", "8"]);
     fails(1, &parts, ["convert", &weights, &below]);
+}
+
+#[test]
+fn what_others_made_stays() {
+    let folder = Folder::new();
+    for index in 0..2 {
+        folder.pair("a", index, 64, 64);
+    }
+    let (data, weights, root) = (folder.scenes(4), folder.weights(), folder.text(""));
+    // Labels beside the pictures may be made by hand, and the pictures may have the name of a result.
+    let (vi, ir) = (folder.text("vi"), folder.text("ir"));
+    fs::create_dir(folder.at("labels")).unwrap();
+    fails(1, &["labels", "beside", "--out"], run_args(&weights, &vi, &ir, &root));
+    fs::rename(folder.at("vi"), folder.at("color")).unwrap();
+    let visible = folder.text("color/a.png");
+    let only_color = ["--save", "color"];
+    let args = run_args(&weights, &visible, "ir/a.png", &root);
+    let ir = folder.text("ir/a.png");
+    let args = args.into_iter().map(|arg| if arg == "ir/a.png" { &ir[..] } else { arg });
+    fails(1, &["color", "would be overwritten"], args.chain(only_color));
+    fs::rename(folder.at("color"), folder.at("vi")).unwrap();
+    fs::remove_dir(folder.at("labels")).unwrap();
+    succeeds(run_args(&weights, &vi, &folder.text("ir"), &root));
+
+    fails(1, &["data", "not empty"], ["synth", "--out", &data, "--pairs", "4"]);
+    fs::create_dir(folder.at("shown")).unwrap();
+    fs::write(folder.at("shown/demo.txt"), "mine").unwrap();
+    fails(1, &["demo.txt", "choose another --out"], ["demo", "--out", &folder.text("shown"), "--steps", "3"]);
+    assert_eq!(fs::read(folder.at("shown/demo.txt")).unwrap(), b"mine");
+}
+
+#[test]
+fn labels_of_other_classes_are_no_measure() {
+    let folder = Folder::new();
+    let (data, weights) = (folder.scenes(4), folder.text("w.safetensors"));
+    save(&folder.at("w.safetensors"), &nano(Arch::Release, 5, 1));
+    fails(1, &["8 classes (", "the network 5"], ["eval", "--weights", &weights, "--data", &data]);
 }
 
 #[test]

@@ -77,6 +77,14 @@ fn labels_are_read_from_gray_palette_and_narrow_pictures() {
     assert_eq!(read_labels(&at("l.png"), LIMITS).unwrap().ids, [0, 1, 2, 3, 4, 255]);
     GrayImage::from_raw(3, 1, vec![0, 7, 255]).unwrap().save(at("l.bmp")).unwrap();
     assert_eq!(read_labels(&at("l.bmp"), LIMITS).unwrap().ids, [0, 7, 255]);
+    let mut bmp = bmp_header(8, 1);
+    bmp[28] = 1;
+    fs::write(at("narrow.bmp"), bmp).unwrap();
+    fails(read_labels(&at("narrow.bmp"), LIMITS), &["narrow.bmp", "fewer than 8 bits"]);
+    let mut tiff = tiff_header(8, 1);
+    tiff[42] = 1;
+    fs::write(at("narrow.tiff"), tiff).unwrap();
+    fails(read_labels(&at("narrow.tiff"), LIMITS), &["narrow.tiff", "fewer than 8 bits"]);
     write_rgb(&at("equal.png"), 2, 1, &[5, 5, 5, 9, 9, 9]).unwrap();
     assert_eq!(read_labels(&at("equal.png"), LIMITS).unwrap().ids, [5, 9]);
     let write = |name: &str, color, depth, palette: Option<Vec<u8>>, width, data: &[u8]| {

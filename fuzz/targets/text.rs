@@ -55,7 +55,7 @@ fn resume(name: &str, bytes: &[u8]) {
     let (trainer, config) = &mut *TRAINER.lock().unwrap_or_else(PoisonError::into_inner);
     let root = scratch("run");
     let _ = fs::remove_dir_all(&root);
-    drop(Run::create(&root, config, "cpu", 1).expect("a run"));
+    drop(Run::create(&root, config, "no pairs", "cpu", 1).expect("a run"));
     fs::write(root.join(name), bytes).expect("writing a file");
-    let _ = Run::resume(&root, config, "cpu", 1, trainer, |_| ());
+    let _ = Run::resume(&root, config, "no pairs", "cpu", 1, trainer, |_| ());
 }

@@ -62,7 +62,7 @@ impl Demo {
         model.params.initialise(config.run.seed);
         model.params.place(&device, self.machine.precision.dtype())?;
         say(format!("training nano ({} parameters) for {} steps", model.params.count(), self.steps));
-        let mut run = Run::create(&run, &config, &self.machine.describe(&device), 1)?;
+        let mut run = Run::create(&run, &config, &train.fingerprint(), &self.machine.describe(&device), 1)?;
         let trainer = Trainer::new(model, config.clone());
         let End::Done(model) = fit(trainer, &config, &train, &classes, None, &mut run)? else {
             say("stopped");
@@ -74,15 +74,16 @@ impl Demo {
     /// Removes what an earlier demonstration left, and nothing that somebody else put there.
     fn clear(&self, folders: [&PathBuf; 2]) -> Result<()> {
         let mark = self.out.join(MARK);
+        let text = "`amdanet demo` made the folders data and run beside this file, and replaces them.\n";
         std::fs::create_dir_all(&self.out).map_err(Error::io(&self.out, "create the folder"))?;
+        let is_ours = std::fs::read(&mark).is_ok_and(|found| found == text.as_bytes());
+        if !is_ours && let Some(foreign) = folders.into_iter().chain([&mark]).find(|path| path.exists()) {
+            let what = "is there already, and no demonstration made it: choose another --out";
+            return Err(Error::file(foreign, what));
+        }
         for folder in folders.into_iter().filter(|f| f.exists()) {
-            if !mark.exists() {
-                let what = "is there already, and no demonstration made it: choose another --out";
-                return Err(Error::file(folder, what));
-            }
             std::fs::remove_dir_all(folder).map_err(Error::io(folder, "replace"))?;
         }
-        let text = "`amdanet demo` made the folders data and run beside this file, and replaces them.\n";
         std::fs::write(&mark, text).map_err(Error::io(&mark, "write"))
     }
 

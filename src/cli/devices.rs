@@ -26,8 +26,7 @@ impl Devices {
         match &found {
             Ok(found) => {
                 for (i, device) in found.devices.iter().enumerate() {
-                    let kernels =
-                        kernels::fit(device.capability).unwrap_or_else(|why| format!("not usable: {why}"));
+                    let kernels = device.usable().unwrap_or_else(|why| format!("not usable: {why}"));
                     say(format!("cuda:{i}: {device}; {kernels}"));
                 }
                 let (major, minor) = found.driver;
@@ -49,7 +48,7 @@ impl Devices {
             .iter()
             .enumerate()
             .map(|(i, d)| {
-                let fit = kernels::fit(d.capability);
+                let fit = d.usable();
                 json!({
                     "device": format!("cuda:{i}"), "name": d.name,
                     "capability": format!("{}.{}", d.capability.0, d.capability.1), "bytes": d.bytes,

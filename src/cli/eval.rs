@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 
 use super::progress::Progress;
 use super::weights::Weights;
-use super::{Data, Machine, Size, say, say_json};
+use super::{Data, Machine, Size, say, say_json, warn};
 use crate::data::{ClassSet, Split};
 use crate::evaluate::{Evaluation, Modality, Modes, Options, Predictor, Window, evaluate_with};
 use crate::files::write_bytes;
@@ -65,7 +65,11 @@ impl Eval {
         }
         let (engine, classes) = self.weights.load(&device, self.machine.precision)?;
         let mut predictor = Predictor::packed(engine.clone());
-        let dataset = self.data.open(self.split)?.with_classes(classes.clone());
+        let dataset = self.data.open(self.split)?;
+        if let Some(labels) = dataset.classes() {
+            compare(labels, &classes)?;
+        }
+        let dataset = dataset.with_classes(classes.clone());
         let mut gallery = Gallery::new(SHOWN, &classes.palette);
         let mut shown = Ok(());
         let mut progress = Progress::new("pairs", dataset.len());
@@ -182,4 +186,27 @@ pub fn table(evaluation: &Evaluation) {
 
 fn percent(value: Option<f64>) -> String {
     value.map_or("-".into(), |v| format!("{:.2}", 100.0 * v))
+}
+
+/// Holds the classes of a data set against those that a network was trained on.
+fn compare(labels: &ClassSet, network: &ClassSet) -> Result<()> {
+    if labels.len() != network.len() {
+        return Err(Error::Config(format!(
+            "the labels have {} classes ({}), and the network {} ({}): evaluate it on the kind of data that it was \
+             trained on",
+            labels.len(),
+            labels.names.join(", "),
+            network.len(),
+            network.names.join(", ")
+        )));
+    }
+    let differing = labels.names.iter().zip(&network.names).find(|(label, name)| label != name);
+    if let Some((label, name)) = differing
+        && network.names != ClassSet::unnamed(network.len())?.names
+    {
+        warn(format!(
+            "the data set names a class {label:?} that the network calls {name:?}: the network's names are shown"
+        ));
+    }
+    Ok(())
 }

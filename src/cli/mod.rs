@@ -282,9 +282,16 @@ fn say(line: impl std::fmt::Display) {
     let _ = writeln!(std::io::stdout(), "{line}");
 }
 
+/// A line on standard error.
+fn warn(line: String) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
 /// Writes one JSON object to standard output.
 fn say_json(value: &impl serde::Serialize) -> Result<()> {
     let text = serde_json::to_string_pretty(value).map_err(|e| Error::Config(format!("JSON: {e}")))?;
-    say(text);
-    Ok(())
+    match writeln!(std::io::stdout(), "{text}") {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(Error::io("standard output", "write")(e)),
+        _ => Ok(()),
+    }
 }

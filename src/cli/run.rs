@@ -46,10 +46,22 @@ enum Save {
     Overlay,
 }
 
+impl Save {
+    fn folder(self) -> &'static str {
+        match self {
+            Self::Fused => "fused",
+            Self::Labels => "labels",
+            Self::Color => "color",
+            Self::Overlay => "overlay",
+        }
+    }
+}
+
 impl Run {
     pub fn run(self) -> Result<()> {
         let device = self.machine.set_up()?;
         let found = pairs(&self.visible, &self.infrared)?;
+        self.spare_what_is_there()?;
         std::fs::create_dir_all(&self.out).map_err(Error::io(&self.out, "create the folder"))?;
         let (engine, classes) = self.weights.load(&device, self.machine.precision)?;
         let mut progress = Progress::new("pairs", found.pairs.len());
@@ -83,6 +95,27 @@ impl Run {
         Ok(())
     }
 
+    /// Refuses to write into folders that lie beside the pictures: they may be the pictures, or labels made by hand.
+    fn spare_what_is_there(&self) -> Result<()> {
+        let Ok(out) = self.out.canonicalize() else { return Ok(()) };
+        for input in [&self.visible, &self.infrared] {
+            let folder = input.canonicalize().map_err(Error::io(input, "read"))?;
+            let folder = if folder.is_dir() { Some(&*folder) } else { folder.parent() };
+            if folder.and_then(Path::parent) != Some(&*out) {
+                continue;
+            }
+            if let Some(save) = self.save.iter().find(|save| out.join(save.folder()).exists()) {
+                let name = save.folder();
+                let what = format!(
+                    "is there already, beside {}, and its files would be overwritten: name another --out",
+                    input.display()
+                );
+                return Err(Error::file(self.out.join(name), what));
+            }
+        }
+        Ok(())
+    }
+
     fn save(
         &self,
         pair: &Pair,
@@ -93,14 +126,12 @@ impl Run {
     ) -> Result<()> {
         let (w, h) = (picture.width, picture.height);
         for save in &self.save {
-            let path = |folder: &str| -> PathBuf {
-                Path::new(&self.out).join(folder).join(format!("{}.png", pair.name))
-            };
+            let path = self.out.join(save.folder()).join(format!("{}.png", pair.name));
             match save {
-                Save::Fused => write_rgb(&path("fused"), w, h, fused)?,
-                Save::Labels => write_gray(&path("labels"), w, h, labels)?,
-                Save::Color => write_rgb(&path("color"), w, h, &colorize(labels, palette))?,
-                Save::Overlay => write_rgb(&path("overlay"), w, h, &overlay(fused, labels, palette, 0.5))?,
+                Save::Fused => write_rgb(&path, w, h, fused)?,
+                Save::Labels => write_gray(&path, w, h, labels)?,
+                Save::Color => write_rgb(&path, w, h, &colorize(labels, palette))?,
+                Save::Overlay => write_rgb(&path, w, h, &overlay(fused, labels, palette, 0.5))?,
             }
         }
         Ok(())

@@ -1,7 +1,6 @@
 //! `amdanet train`
 
 use std::fs;
-use std::io::Write;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -12,7 +11,7 @@ use clap::Args;
 use super::bench::resident_peak;
 use super::progress::Progress;
 use super::validation::Validation;
-use super::{Data, Machine, Size, say};
+use super::{Data, Machine, Size, say, warn};
 use crate::data::{ClassSet, Dataset, Split};
 use crate::model::{Amdanet, Arch, Encoder};
 use crate::train::{Best, Config, Estimate, Examples, Part, Preset, Recipe, Run, Time, Trainer, estimate};
@@ -127,11 +126,19 @@ impl Train {
         say(format!("memory    {}", memory(estimate(&config, &device, compute, &train, measured)?)));
         let mut trainer = Trainer::new(model, config.clone());
         let mut run = if self.resume {
-            let run = Run::resume(&self.out, &config, &machine, self.keep, &mut trainer, warn)?;
+            let run = Run::resume(
+                &self.out,
+                &config,
+                &train.fingerprint(),
+                &machine,
+                self.keep,
+                &mut trainer,
+                warn,
+            )?;
             say(format!("going on after step {}", trainer.steps()));
             run
         } else {
-            Run::create(&self.out, &config, &machine, self.keep)?
+            Run::create(&self.out, &config, &train.fingerprint(), &machine, self.keep)?
         };
         if let Some(best) = run.best().filter(|best| best.split != self.best_by.to_string()) {
             let Best { split, miou, .. } = best;
@@ -225,6 +232,9 @@ impl Train {
         say(format!(
             "training  {steps} steps of {examples} crops of {height}x{width}: {epochs:.1} epochs{preset}"
         ));
+        let warmup = config.optimizer.warmup_steps;
+        let short = if warmup < r.steps { "" } else { ", never reached: --warmup shortens the way there" };
+        say(format!("rate      {} after {warmup} steps of warm-up{short}", config.optimizer.lr));
         say(format!("machine   {machine}"));
         say(format!("run       {}", self.out.display()));
         Ok(())
@@ -258,7 +268,13 @@ impl Train {
         c.run.ema = self.ema.unwrap_or(c.run.ema);
         c.optimizer.max_norm = self.clip_norm.unwrap_or(c.optimizer.max_norm);
         c.optimizer.lr = self.lr.unwrap_or(c.optimizer.lr);
-        c.optimizer.warmup_steps = self.warmup.unwrap_or(c.optimizer.warmup_steps);
+        if let Some(steps) = self.warmup {
+            c.optimizer.warmup_steps = steps;
+            if steps == 0 {
+                // Not "as many as the epochs say".
+                c.optimizer.warmup_epochs = 0.0;
+            }
+        }
         c.run.seed = self.seed.unwrap_or(c.run.seed);
         self.without.iter().for_each(|&part| c.leave_out(part));
         for (term, weight) in &self.loss_weight {
@@ -402,11 +418,6 @@ impl Mean {
     fn value(&self) -> f64 {
         self.0.unwrap_or(f64::NAN)
     }
-}
-
-/// A line on standard error.
-fn warn(line: String) {
-    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// The command that goes on with this run, for a shell.

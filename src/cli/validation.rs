@@ -29,7 +29,7 @@ impl Validation {
 
     /// The steps of an epoch, rounded up to a multiple of those between checkpoints.
     pub fn default_every(config: &Config, examples: usize) -> usize {
-        examples.div_ceil(config.run.batch).next_multiple_of(config.run.checkpoint_every)
+        examples.div_ceil(config.run.examples()).next_multiple_of(config.run.checkpoint_every)
     }
 
     /// What is measured when, in a few words.

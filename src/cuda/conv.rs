@@ -14,7 +14,7 @@ use crate::cpu::conv::{Lengths, Window};
 use crate::{DType, Error, Result, Shape, Tensor};
 
 /// Bytes of patches at a time, unless one row of windows has more: what the product reads is still in the cache then.
-const MOST_BYTES: usize = 32 << 20;
+pub(crate) const MOST_BYTES: usize = 32 << 20;
 
 /// Threads of a block, and numbers that it moves for each of them, in units of 16 bytes.
 const THREADS: usize = 256;

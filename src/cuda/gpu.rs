@@ -40,6 +40,24 @@ pub struct Info {
     pub bytes: usize,
 }
 
+impl Info {
+    /// What this build would run there, as [`kernels::fit`] says it.
+    ///
+    /// # Errors
+    /// When it can run nothing; the text says why and what to do.
+    pub fn usable(&self) -> Result<String, String> {
+        let kernels = kernels::fit(self.capability)?;
+        // SAFETY: this opens a library by its names, and what it runs when opened is its own.
+        if !unsafe { cublaslt::is_culib_present() } {
+            return Err(
+                "libcublasLt is not found: install cuBLAS 12 or 13, and add its folder to LD_LIBRARY_PATH"
+                    .into(),
+            );
+        }
+        Ok(kernels)
+    }
+}
+
 impl fmt::Display for Info {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { name, capability: (major, minor), bytes } = self;
@@ -287,13 +305,7 @@ impl Gpu {
             (1, _) => return Err(Error::cuda(what, "the only device is cuda:0")),
             (n, _) => return Err(Error::cuda(what, format!("the devices are cuda:0 to cuda:{}", n - 1))),
         };
-        kernels::fit(info.capability).map_err(|why| Error::cuda(&what, why))?;
-        // SAFETY: this opens a library by its names, and what it runs when opened is its own.
-        if !unsafe { cublaslt::is_culib_present() } {
-            let why =
-                "libcublasLt is not found: install cuBLAS 12 or 13, and add its folder to LD_LIBRARY_PATH";
-            return Err(Error::cuda(what, why));
-        }
+        info.usable().map_err(|why| Error::cuda(&what, why))?;
         let mut context = Context {
             ordinal,
             info,

@@ -4,6 +4,8 @@ use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
 
+use sha2::{Digest, Sha256};
+
 use super::layout::{Item, Layout, Pictures};
 use super::pairs::{read_stored_pair, same_size};
 use super::picture::read_four_channels;
@@ -134,6 +136,15 @@ impl Dataset {
     /// The names of the samples, in the order of the list.
     pub fn names(&self) -> impl ExactSizeIterator<Item = &str> {
         self.items.iter().map(|i| i.name.as_str())
+    }
+
+    /// The number of samples, and a hash of their names in their order and of the classes: "784 pairs (3f0c…)".
+    pub fn fingerprint(&self) -> String {
+        let classes = self.classes.iter().flat_map(|classes| &classes.names);
+        let lines = self.names().map(str::to_owned).chain([String::new()]).chain(classes.cloned());
+        let digest = Sha256::digest(lines.map(|line| line + "\n").collect::<String>());
+        let hash: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        format!("{} pairs ({hash})", self.len())
     }
 
     /// Reads and checks sample `index`.

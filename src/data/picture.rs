@@ -9,6 +9,7 @@ use std::io::{Cursor, Read};
 use std::path::Path;
 
 use image::codecs::png::{CompressionType, FilterType, PngEncoder};
+use image::codecs::tiff::TiffDecoder;
 use image::metadata::Orientation;
 use image::{
     DynamicImage, ExtendedColorType, ImageDecoder, ImageEncoder, ImageError, ImageFormat, ImageReader,
@@ -156,7 +157,8 @@ fn last_of_four<T: Copy>(samples: &[T]) -> Vec<T> {
 /// picture whose three channels are equal. A PNG of 1, 2 or 4 bits holds the ids unscaled.
 ///
 /// # Errors
-/// As [`read_rgb`]; also for a JPEG, whose compression changes ids, for colours, and for an id above 255.
+/// As [`read_rgb`]; also for a JPEG, whose compression changes ids, for a BMP or TIFF of fewer than 8 bits, for colours, and
+/// for an id above 255.
 pub fn read_labels(path: &Path, limits: Limits) -> Result<Labels> {
     let (bytes, format) = read(path)?;
     match format {
@@ -166,6 +168,11 @@ pub fn read_labels(path: &Path, limits: Limits) -> Result<Labels> {
             return Err(Error::file(path, what));
         }
         _ => {}
+    }
+    if is_narrow(&bytes, format) {
+        let what =
+            "labels of fewer than 8 bits, whose ids are lost when such a file is decoded: save them as a PNG";
+        return Err(Error::file(path, what));
     }
     let image = decode(path, &bytes, format, limits)?;
     let (width, height) = (image.width() as usize, image.height() as usize);
@@ -259,6 +266,19 @@ fn decode(path: &Path, bytes: &[u8], format: ImageFormat, limits: Limits) -> Res
     let mut image = DynamicImage::from_decoder(decoder).map_err(failed)?;
     image.apply_orientation(orientation);
     Ok(image)
+}
+
+/// Whether a BMP or TIFF has samples of fewer than 8 bits, which the decoder stretches over 0..255.
+fn is_narrow(bytes: &[u8], format: ImageFormat) -> bool {
+    match format {
+        // Bits of a pixel, in every header but the oldest.
+        ImageFormat::Bmp => {
+            matches!(bytes.get(28..30), Some(&[low, high]) if u16::from_le_bytes([low, high]) < 8)
+        }
+        ImageFormat::Tiff => TiffDecoder::new(Cursor::new(bytes))
+            .is_ok_and(|decoder| decoder.original_color_type() == ExtendedColorType::L1),
+        _ => false,
+    }
 }
 
 /// Whether the end marker follows the scan. The decoder fills what is missing with grey and reports success.

@@ -113,7 +113,7 @@ pub fn write(
 /// are trained on. `progress` hears how many pairs are written.
 ///
 /// # Errors
-/// [`Error::Config`] for no pairs or a side below 32, [`Error::Io`] with the path that could not be written.
+/// [`Error::Config`] for no pairs or a side below 32, [`Error::File`] when `out` holds something, [`Error::Io`] with the path that could not be written.
 pub fn write_as(
     layout: Layout,
     out: &Path,
@@ -130,6 +130,10 @@ pub fn write_as(
         return Err(Error::Config(format!(
             "scenes of {height}x{width} are too small: both sides must be at least {MIN_SIDE}"
         )));
+    }
+    if fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some()) {
+        let what = "is not empty, and what is there might be overwritten: name a folder of its own";
+        return Err(Error::file(out, what));
     }
     let splits = split(pairs, seed);
     let test: HashSet<&String> = splits[2].iter().collect();

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 
 use super::sized::{self, Struct};
 use super::status::{Failure, Result, amdanet_status, beginning, guard};
-use crate::cuda::{gpu, kernels};
+use crate::cuda::gpu;
 
 /// A kind of device.
 #[repr(u32)]
@@ -51,7 +51,7 @@ fn devices() -> &'static [amdanet_device] {
         let mut devices = vec![named(amdanet_device_kind::Cpu, 0, 0, true, &cpu_name())];
         for (ordinal, found) in gpu::find().map(|found| found.devices).unwrap_or_default().iter().enumerate()
         {
-            let fit = kernels::fit(found.capability);
+            let fit = found.usable();
             let (usable, ordinal, memory) = (fit.is_ok(), ordinal as u32, found.bytes as u64);
             let name = format!("{found}; {}", fit.unwrap_or_else(|why| why));
             devices.push(named(amdanet_device_kind::Cuda, ordinal, memory, usable, &name));

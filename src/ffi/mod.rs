@@ -10,7 +10,6 @@
 mod device;
 mod frame;
 mod handle;
-mod memory;
 mod model;
 mod pool;
 mod session;

@@ -5,7 +5,6 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::handle::{self, Handle};
-use super::memory;
 use super::session::{Target, amdanet_precision};
 use super::sized::{self, Struct};
 use super::status::{
@@ -15,6 +14,7 @@ use crate::checkpoint::{self, Loaded};
 use crate::cuda::driver::Driver;
 use crate::infer::Engine;
 use crate::model::{LARGEST_SIDE, SMALLEST_SIDE};
+use crate::tensor::{memory, release_waiting};
 use crate::{DType, Device, Error, cuda};
 
 /// A network with its weights. It never changes once it is loaded, so that any number of threads may use it at once.
@@ -189,8 +189,8 @@ fn load(
 ) -> Result<Model> {
     let progress = Progress { callback: params.progress, user: params.progress_user };
     progress.say(0, 2)?;
-    // The arrays of the file and the network made of them are there at once.
-    memory::check(usize::try_from(bytes).unwrap_or(usize::MAX).saturating_mul(2), "the network")?;
+    // The arrays of the file and the network made of them are there at once, in float32 where the file has 16 bits.
+    memory::check(usize::try_from(bytes).unwrap_or(usize::MAX).saturating_mul(4), "the network")?;
     let Loaded { model, classes } = read().map_err(|e| match e {
         // Whatever a network of a file cannot be is the file's fault.
         Error::Io { .. } => e.into(),
@@ -218,6 +218,7 @@ fn load(
 pub unsafe extern "C" fn amdanet_model_free(model: *mut amdanet_model) {
     let _ = guard(|| {
         drop(handle::take(model));
+        release_waiting();
         Ok(())
     });
 }

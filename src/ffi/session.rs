@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 use super::device::amdanet_device_kind;
 use super::frame::{Frame, Staging, amdanet_frame};
 use super::handle::{self, Handle};
-use super::memory;
 use super::model::{Computer, Model, amdanet_model};
 use super::pool::Pool;
 use super::sized::{self, Struct};
@@ -22,6 +21,7 @@ use super::status::{
 use crate::cuda::driver::Driver;
 use crate::infer::{self, Engine, MOST_SHAPES, Pairs, Pixels, Step, Wanted};
 use crate::model::{LARGEST_SIDE, SMALLEST_SIDE};
+use crate::tensor::{memory, release_waiting};
 
 /// Memory, plans and threads that compute with a network. A session computes one frame at a time; for several at once make
 /// several sessions of one model.
@@ -191,7 +191,11 @@ impl Params {
                 Err(e) => {
                     log(amdanet_log_level::Info, || format!("the CPU computes: {}", e.message));
                     if precision != amdanet_precision::F32 {
-                        return Err(Self::no_precision());
+                        let Failure { status, message } = Self::no_precision();
+                        return Err(Failure::new(
+                            status,
+                            format!("{message}; no CUDA device does: {}", e.message),
+                        ));
                     }
                     Target::Cpu
                 }
@@ -241,7 +245,7 @@ pub unsafe extern "C" fn amdanet_session_create(
 }
 
 /// Frees a session, after the frame that it computes; frames in its queue are not begun any more, and whoever waits for them
-/// gets AMDANET_STATUS_CANCELLED. When it returns, the caller's memory is not used any more; only if a callback of the session
+/// gets AMDANET_STATUS_CANCELLED. When it returns, the caller's memory is not used any more; only if a callback of the library
 /// calls it, it returns before that. NULL, and what was freed before, are nothing. Any thread may call it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn amdanet_session_free(session: *mut amdanet_session) {
@@ -253,6 +257,7 @@ pub unsafe extern "C" fn amdanet_session_free(session: *mut amdanet_session) {
         if let Some(session) = handle::take(session) {
             session.close();
         }
+        release_waiting();
         Ok(())
     });
 }
@@ -479,7 +484,7 @@ struct Core {
     on_device: bool,
     /// The frames that `session` has plans for.
     shapes: HashSet<(usize, usize, bool, Wanted)>,
-    /// Bytes of memory of the largest of them.
+    /// Bytes of memory: those of the largest of them on the CPU, of all on a device.
     held: usize,
     staging: [Staging; 2],
     pool: Pool,
@@ -537,10 +542,11 @@ impl Core {
             self.reset();
             return Err(Failure::new(amdanet_status::OutOfMemory, what));
         }
-        if bytes_taken > self.held {
-            if !self.on_device {
-                memory::check(bytes_taken, &what)?;
-            }
+        if self.on_device {
+            // Each plan has memory of its own there.
+            self.held += bytes_taken;
+        } else if bytes_taken > self.held {
+            memory::check(bytes_taken - self.held, &what)?;
             self.held = bytes_taken;
         }
         self.shapes.insert((width, height, bytes, wanted));
@@ -662,7 +668,15 @@ impl Session {
         match self.core.try_lock() {
             Ok(core) => Ok(core),
             Err(TryLockError::Poisoned(core)) => Ok(core.into_inner()),
-            Err(TryLockError::WouldBlock) => Err(busy("it computes a frame")),
+            Err(TryLockError::WouldBlock) => {
+                let queue = self.queue();
+                if queue.direct || queue.running.is_some() {
+                    return Err(busy("it computes a frame"));
+                }
+                drop(queue);
+                // Another thread reads what this one is going to read.
+                Ok(self.core.lock().unwrap_or_else(PoisonError::into_inner))
+            }
         }
     }
 
@@ -679,6 +693,10 @@ impl Session {
 
     fn take_turn(&self) -> Result<Turn<'_>> {
         let mut queue = self.queue();
+        // Whoever freed the session may have freed the pictures too.
+        if queue.closing {
+            return Err(Failure::new(amdanet_status::Cancelled, "session: it was freed"));
+        }
         if queue.direct || queue.running.is_some() {
             return Err(busy("it computes another frame: make a session for each thread"));
         }

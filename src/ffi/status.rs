@@ -76,6 +76,7 @@ impl From<Error> for Failure {
             Error::Io { source, .. } if source.kind() == std::io::ErrorKind::OutOfMemory => {
                 Status::OutOfMemory
             }
+            Error::Memory { .. } => Status::OutOfMemory,
             Error::Io { .. } => Status::Io,
             Error::File { .. } => Status::BadFile,
             Error::Cuda { .. } => Status::Device,
@@ -184,7 +185,9 @@ pub type amdanet_log_callback =
 
 /// Is told how much is done: `done` of `total` steps. Returns 0 to go on, anything else to stop the call with
 /// AMDANET_STATUS_CANCELLED. It may be called on a thread of the library, never by two at once for one call, and must not
-/// throw or jump out. Calls that it makes for the same session return AMDANET_STATUS_BUSY.
+/// throw or jump out. Calls that it makes for the same session return AMDANET_STATUS_BUSY, but
+/// for amdanet_session_submit, and amdanet_session_free, which returns before the frame is done. It must not wait for a thread
+/// that is in a call of this library, unless the session has threads of its own.
 pub type amdanet_progress_callback =
     Option<unsafe extern "C" fn(user: *mut c_void, done: u64, total: u64) -> i32>;
 

@@ -9,7 +9,8 @@ use super::pack::Weights;
 use super::plan::{Context, Plan, Scratch, Watch};
 use super::product::Instructions;
 use super::{MOST_SHAPES, Output, Pairs, Wanted};
-use crate::{Tensor, cpu};
+use crate::tensor::memory;
+use crate::{Result, Tensor, cpu};
 
 /// What the CPU computes with.
 pub struct Session {
@@ -42,16 +43,26 @@ impl Session {
     }
 
     /// Fuses and labels a batch whose sizes were checked; None when `watch` has stopped it.
-    pub fn run(&mut self, pairs: &Pairs, wanted: Wanted, watch: Option<Watch>) -> Option<Output<'_>> {
+    ///
+    /// # Errors
+    /// When it takes more memory than there is.
+    pub fn run(&mut self, pairs: &Pairs, wanted: Wanted, watch: Option<Watch>) -> Result<Option<Output<'_>>> {
         let Pairs { batch, height, width, visible, infrared } = *pairs;
         self.network(pairs, wanted);
-        let Self { instructions, networks, memory, scratch, .. } = self;
+        let Self { instructions, networks, memory: held, scratch, .. } = self;
         let Some(network) = networks.get_mut(&(batch, height, width, wanted)) else {
             unreachable!("the plan was made above")
         };
         let pixels = batch * height * width;
-        at_least(memory, network.program.len);
-        let memory = memory.f32_mut();
+        if held.len() < network.program.len {
+            let Plan { arena, scratch, .. } = network.program.plan;
+            let bytes = arena.saturating_add(scratch.saturating_mul(rayon::current_num_threads() + 1));
+            let what = format!("a batch of {batch} pairs of {width}x{height} pixels");
+            // What is there is freed first.
+            memory::check(bytes.saturating_sub(size_of_val(held.f32())), &what)?;
+        }
+        at_least(held, network.program.len);
+        let memory = held.f32_mut();
         let whole = cpu::on_pool(|| {
             scratch.reserve(network.program.scratch);
             for (i, picture) in [visible, infrared].into_iter().enumerate() {
@@ -60,18 +71,18 @@ impl Session {
             network.program.run(&Context::new(*instructions, scratch), memory, watch)
         });
         if !whole {
-            return None;
+            return Ok(None);
         }
         let memory = &*memory;
         let floats = |slice: Slice| &memory[network.program.range(slice)];
         let bytes = |slice: Slice| -> &[u8] { bytemuck::cast_slice(floats(slice)) };
         let [image, logits, probabilities] = network.extra.map(|slice| slice.map(floats));
-        Some(Output {
+        Ok(Some(Output {
             labels: &bytes(network.labels)[..pixels],
             fused: &bytes(network.fused)[..3 * pixels],
             image,
             logits,
             probabilities,
-        })
+        }))
     }
 }

@@ -30,11 +30,14 @@ use product::Instructions;
 
 use crate::cuda::frame;
 use crate::data::ClassSet;
-use crate::model::{Amdanet, ModelConfig, SMALLEST_SIDE};
+use crate::model::{Amdanet, LARGEST_SIDE, ModelConfig, SMALLEST_SIDE};
 use crate::{DType, Device, Error, Result, Tensor, cpu};
 
 /// The most shapes that a session keeps plans for; one more, and it forgets them all.
 pub const MOST_SHAPES: usize = 8;
+
+/// The most pairs of a batch: sizes in bytes stay far from what a number holds.
+const MOST_PAIRS: usize = 1 << 16;
 
 /// A packed network, shared by its sessions.
 #[derive(Clone)]
@@ -259,10 +262,11 @@ impl<'a> From<&Pairs<'a>> for Frame<'a> {
 impl<'a> Frame<'a> {
     fn check_size(&self) -> Result<()> {
         let Self { batch, height, width, .. } = *self;
-        if batch == 0 || height.min(width) < SMALLEST_SIDE {
+        let sides = SMALLEST_SIDE..=LARGEST_SIDE;
+        if batch == 0 || batch > MOST_PAIRS || !sides.contains(&height) || !sides.contains(&width) {
             return Err(Error::Config(format!(
-                "{batch} pairs of {width}x{height} pixels: the network needs at least one, of at least \
-                 {SMALLEST_SIDE} on each side"
+                "{batch} pairs of {width}x{height} pixels: there must be 1 to {MOST_PAIRS}, and both sides \
+                 {SMALLEST_SIDE} to {LARGEST_SIDE}"
             )));
         }
         Ok(())
@@ -323,7 +327,7 @@ impl Session {
     /// Fuses and labels a batch.
     ///
     /// # Errors
-    /// When a side is below 32, the batch is empty, a picture has another number of pixels, or a device reports an error.
+    /// When a side is not 32 to 16384, the batch is empty or above 65536 pairs, a picture has another number of pixels, or a device reports an error.
     pub fn run(&mut self, pairs: &Pairs, wanted: Wanted) -> Result<Output<'_>> {
         self.compute(pairs, wanted, None).map(Self::whole)
     }
@@ -358,7 +362,7 @@ impl Session {
                 let pairs = frame.pairs().ok_or_else(|| {
                     Error::Config("a picture or a result is on a device, and the engine on the CPU".into())
                 })?;
-                Ok(session.run(&pairs, wanted, watch))
+                session.run(&pairs, wanted, watch)
             }
             // SAFETY: the caller's promise is passed on.
             Kind::Device(session) => unsafe { session.run(frame, wanted, watch) },
@@ -373,7 +377,7 @@ impl Session {
     /// The plan for pictures of this size, for reading.
     ///
     /// # Errors
-    /// When a side is below 32, the batch is empty, or a device reports an error.
+    /// When a side is not 32 to 16384, the batch is empty or above 65536 pairs, or a device reports an error.
     pub fn plan(&mut self, pairs: &Pairs, wanted: Wanted) -> Result<&Plan> {
         let frame = Frame::from(pairs);
         frame.check_size()?;

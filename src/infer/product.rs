@@ -91,7 +91,8 @@ impl Grid {
             return 0;
         }
         let last = (n - 1) / self.block;
-        last * self.next + (m - 1) * self.row + n - last * self.block
+        let rows = (m - 1).saturating_mul(self.row);
+        last.saturating_mul(self.next).saturating_add(rows).saturating_add(n - last * self.block)
     }
 }
 
@@ -206,7 +207,10 @@ pub fn product(
     assert!(a_grid.span(m, k) <= a.len(), "the left factor of {m}x{k} reaches past its slice");
     assert!(out_grid.span(m, n) <= out.len(), "the product of {m}x{n} reaches past its slice");
     assert!(out_grid.block == PANEL, "a product is written in blocks of {PANEL}");
-    assert!(b.panels.len() >= panels * k * PANEL, "the right factor of {k}x{n} reaches past its slice");
+    assert!(
+        b.panels.len() >= panels.saturating_mul(k).saturating_mul(PANEL),
+        "the right factor of {k}x{n} reaches past its slice"
+    );
     assert!(b.bias.is_none_or(|b| b.len() >= panels * PANEL), "a bias is padded to panels");
     for p in 0..panels {
         let columns = PANEL.min(n - p * PANEL);
@@ -316,9 +320,9 @@ impl Tile {
                         }
                     }
                     a = a.add(1);
-                    b = b.add(PANEL);
+                    b = b.wrapping_add(PANEL);
                 }
-                block = block.add(self.a_grid.next);
+                block = block.wrapping_add(self.a_grid.next);
                 left -= here;
             }
             let mut mask = [0u16; VECTORS];
@@ -408,17 +412,37 @@ impl Tile {
                         sum[1] = _mm256_fmadd_ps(x, b1, sum[1]);
                     }
                     a = a.add(1);
-                    b = b.add(PANEL);
+                    b = b.wrapping_add(PANEL);
                 }
-                block = block.add(self.a_grid.next);
+                block = block.wrapping_add(self.a_grid.next);
                 left -= here;
             }
-            let mut lines = [[0.0f32; 16]; ROWS];
-            for (line, sum) in lines.iter_mut().zip(sum) {
-                _mm256_storeu_ps(line.as_mut_ptr(), sum[0]);
-                _mm256_storeu_ps(line.as_mut_ptr().add(8), sum[1]);
+            if self.columns < 16 {
+                let mut lines = [[0.0f32; 16]; ROWS];
+                for (line, sum) in lines.iter_mut().zip(sum) {
+                    _mm256_storeu_ps(line.as_mut_ptr(), sum[0]);
+                    _mm256_storeu_ps(line.as_mut_ptr().add(8), sum[1]);
+                }
+                return self.store(&lines);
             }
-            self.store(&lines);
+            let mut bias = [_mm256_setzero_ps(); 2];
+            if !self.bias.is_null() {
+                bias = [_mm256_loadu_ps(self.bias), _mm256_loadu_ps(self.bias.add(8))];
+            }
+            for (i, sum) in sum.iter().enumerate() {
+                for v in 0..2 {
+                    let out = self.out.add(i * self.out_row + 8 * v);
+                    let mut x = _mm256_add_ps(sum[v], bias[v]);
+                    if self.finish.add {
+                        x = _mm256_add_ps(x, _mm256_loadu_ps(out));
+                    }
+                    if self.finish.relu {
+                        // In this order NaN passes through.
+                        x = _mm256_max_ps(_mm256_setzero_ps(), x);
+                    }
+                    _mm256_storeu_ps(out, x);
+                }
+            }
         }
     }
 

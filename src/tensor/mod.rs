@@ -6,13 +6,14 @@
 mod buffer;
 mod device;
 mod dtype;
+pub mod memory;
 mod shape;
 
 use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
 
-pub use buffer::{Buffer, live_bytes, most_bytes, peak_bytes, reset_peak_bytes};
+pub use buffer::{Buffer, live_bytes, most_bytes, peak_bytes, release_waiting, reset_peak_bytes};
 pub use device::{Device, Precision};
 pub use dtype::{DType, Element};
 pub use shape::{MAX_RANK, Shape};

@@ -65,9 +65,7 @@ impl LossWeights {
     /// # Errors
     /// When there is no such term, or the weight is negative or not finite.
     pub fn set(&mut self, term: &str, weight: f32) -> Result<()> {
-        if !(weight >= 0.0 && weight.is_finite()) {
-            return Err(Error::Config(format!("loss weight {term} = {weight}: must be 0 or more")));
-        }
+        Self::check(term, weight)?;
         let names = self.terms().map(|(name, _)| name).join(", ");
         match self.terms_mut().into_iter().find(|(name, _)| *name == term) {
             Some((_, value)) => {
@@ -78,5 +76,25 @@ impl LossWeights {
                 Err(Error::Config(format!("there is no term {term:?} in the loss: the terms are {names}")))
             }
         }
+    }
+
+    fn check(term: &str, weight: f32) -> Result<()> {
+        if weight >= 0.0 && weight.is_finite() {
+            return Ok(());
+        }
+        Err(Error::Config(format!("loss weight {term} = {weight}: must be 0 or more")))
+    }
+
+    /// Checks all of them.
+    ///
+    /// # Errors
+    /// When a weight is negative or not finite, or none is above 0.
+    pub fn validate(self) -> Result<()> {
+        let terms = self.terms();
+        terms.iter().try_for_each(|&(term, weight)| Self::check(term, weight))?;
+        if terms.iter().all(|&(_, weight)| weight == 0.0) {
+            return Err(Error::Config("all weights of the loss are 0: at least one must be above".into()));
+        }
+        Ok(())
     }
 }

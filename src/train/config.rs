@@ -226,7 +226,8 @@ impl Config {
         self.model.validate()?;
         let (o, a, r) = (&self.optimizer, &self.augment, &self.run);
         let side = crate::model::SMALLEST_SIDE;
-        let smallest = a.height.min(a.width);
+        let largest = crate::model::LARGEST_SIDE;
+        let (smallest, most) = (a.height.min(a.width), a.height.max(a.width));
         let wrong = [
             (!(1..=1024).contains(&r.batch), format!("run.batch = {}: must be 1 to 1024", r.batch)),
             (
@@ -243,6 +244,7 @@ impl Config {
             (r.checkpoint_every == 0, "run.checkpoint_every = 0: must be at least 1".into()),
             (!(r.epochs > 0.0 || r.steps > 0), format!("run.epochs = {}: must be positive", r.epochs)),
             (smallest < side, format!("augment.height and width must be at least {side}, not {smallest}")),
+            (most > largest, format!("augment.height and width must be at most {largest}, not {most}")),
             (!(0.0..=1.0).contains(&a.mirror), format!("augment.mirror = {}: must be 0 to 1", a.mirror)),
             (
                 a.scales.is_empty() || a.scales.iter().any(|s| !(0.05..=8.0).contains(s)),
@@ -263,7 +265,7 @@ impl Config {
         ];
         match wrong.into_iter().find(|(wrong, _)| *wrong) {
             Some((_, what)) => Err(Error::Config(what)),
-            None => Ok(()),
+            None => self.loss.validate(),
         }
     }
 
@@ -314,6 +316,8 @@ mod tests {
         assert!(error(|c| c.run.ema = f64::NAN).contains("run.ema = NaN"));
         assert!(error(|c| c.run.max_bad_steps = 0).contains("run.max_bad_steps = 0"));
         assert!(error(|c| c.optimizer.max_norm = -1.0).contains("optimizer.max_norm = -1"));
+        assert!(error(|c| c.augment.width = 100_000).contains("must be at most 16384, not 100000"));
+        assert!(error(|c| c.loss.seg = f32::NAN).contains("loss weight seg = NaN: must be 0 or more"));
         assert!(error(|c| c.optimizer.max_norm = f64::INFINITY).contains("optimizer.max_norm = inf"));
     }
 }

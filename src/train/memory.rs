@@ -2,6 +2,7 @@
 
 use super::examples::CACHE_BYTES;
 use super::{Config, Trainer};
+use crate::cuda::conv;
 use crate::cuda::trace::Trace;
 use crate::data::{Batch, Dataset};
 use crate::model::Amdanet;
@@ -61,9 +62,9 @@ pub fn estimate(
         model.forward(&mut Pass::eval(&model.params), &pair.visible, &pair.infrared)?;
     }
     let tensors = trace.peak_bytes();
-    // The peak is in the fusion head's 3×3 convolution over both pictures, whose patches the device gathers at once and
+    // The peak is in the fusion head's 3×3 convolution over both pictures, whose patches the device gathers in large parts and
     // the CPU a few hundred at a time.
-    let patches = 4 * config.run.batch * crop.0 * crop.1 * 9 * 6;
+    let patches = (4 * config.run.batch * crop.0 * crop.1 * 9 * 6).min(conv::MOST_BYTES);
 
     // Both pictures of three floats, labels and what is valid.
     let example = |(height, width): (usize, usize)| height * width * (2 * 3 * 4 + 2);

@@ -70,12 +70,13 @@ pub struct Best {
 }
 
 impl Run {
-    /// Makes the folder `root` for a new run on `machine` (a few words on device and precision). The newest `keep`
+    /// Makes the folder `root` for a new run with `data` ([`fingerprint`](crate::data::Dataset::fingerprint)) on `machine` (a
+    /// few words on device and precision). The newest `keep`
     /// checkpoints are kept, at least one, and that of the best evaluation.
     ///
     /// # Errors
     /// When the folder holds a run already or cannot be written.
-    pub fn create(root: &Path, config: &Config, machine: &str, keep: usize) -> Result<Self> {
+    pub fn create(root: &Path, config: &Config, data: &str, machine: &str, keep: usize) -> Result<Self> {
         // An empty file is no measurement.
         let measured = fs::metadata(root.join("metrics.jsonl")).is_ok_and(|file| file.len() > 0);
         if measured || root.join("config.toml").exists() || root.join(LAST).exists() {
@@ -85,7 +86,7 @@ impl Run {
         let checkpoints = root.join("checkpoints");
         fs::create_dir_all(&checkpoints).map_err(Error::io(&checkpoints, "create the folder"))?;
         let lock = lock(root)?;
-        let text = format!("{BEGUN_ON}{machine}\n{}", text(config)?);
+        let text = format!("{BEGUN_ON}{machine}\n{TRAINED_ON}{}\n{}", data, text(config)?);
         write_bytes(&root.join("config.toml"), text.as_bytes())?;
         let path = root.join("metrics.jsonl");
         let metrics = File::create(&path).map_err(Error::io(&path, "create"))?;
@@ -98,10 +99,12 @@ impl Run {
     /// that can be read. `note` is told about files that cannot, and about another machine.
     ///
     /// # Errors
-    /// When there is no run, it has another configuration, another process is at it, or no checkpoint can be read.
+    /// When there is no run, it has another configuration or other data, another process is at it, or no checkpoint can be
+    /// read.
     pub fn resume(
         root: &Path,
         config: &Config,
+        data: &str,
         machine: &str,
         keep: usize,
         trainer: &mut Trainer,
@@ -112,7 +115,7 @@ impl Run {
             return Err(Error::file(root, "holds no run to resume: leave out --resume to start one"));
         }
         let lock = lock(root)?;
-        compare(&path, config, machine, &mut note)?;
+        compare(&path, config, data, machine, &mut note)?;
         remove_temporary(root)?;
         let mut unreadable = Vec::new();
         let steps = checkpoints(root)?;
@@ -334,6 +337,7 @@ const AVERAGED: &str = "checkpoints/ema.safetensors";
 const BEST: &str = "checkpoints/best.safetensors";
 /// The first line of `config.toml` begins with this.
 const BEGUN_ON: &str = "# begun on ";
+const TRAINED_ON: &str = "# trained on ";
 
 fn text(config: &Config) -> Result<String> {
     toml::to_string_pretty(config).map_err(|e| Error::Config(format!("configuration: {e}")))
@@ -385,15 +389,26 @@ fn checkpoints(root: &Path) -> Result<Vec<usize>> {
 }
 
 /// Holds the configuration of a run against the one that was asked for; another machine is worth a note alone.
-fn compare(path: &Path, config: &Config, machine: &str, note: &mut impl FnMut(String)) -> Result<()> {
+fn compare(
+    path: &Path,
+    config: &Config,
+    data: &str,
+    machine: &str,
+    note: &mut impl FnMut(String),
+) -> Result<()> {
     let saved = fs::read_to_string(path).map_err(Error::io(path, "read"))?;
-    let (begun_on, saved) =
-        match saved.split_once('\n').map(|(line, rest)| (line.strip_prefix(BEGUN_ON), rest)) {
-            Some((Some(begun_on), rest)) => (begun_on, rest),
-            _ => (machine, &saved[..]),
-        };
+    let noted = |what: &str| saved.lines().find_map(|line| line.strip_prefix(what));
+    let (begun_on, trained_on) = (noted(BEGUN_ON).unwrap_or(machine), noted(TRAINED_ON).unwrap_or(data));
+    if trained_on != data {
+        let what = format!(
+            "the run was trained on {trained_on}, and the data set has {data}: resume with the same list, in its \
+             order, and the same classes"
+        );
+        return Err(Error::file(path, what));
+    }
     let wanted = text(config)?;
-    let difference = saved.lines().zip(wanted.lines()).find(|(saved, wanted)| saved != wanted);
+    let [saved, wanted] = [&saved, &wanted].map(|text| text.lines().filter(|line| !line.starts_with('#')));
+    let difference = saved.zip(wanted).find(|(saved, wanted)| saved != wanted);
     if let Some((saved, wanted)) = difference {
         let what = format!("says {saved:?}, but {wanted:?} was asked for: resume with the same settings");
         return Err(Error::file(path, what));

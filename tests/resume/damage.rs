@@ -85,3 +85,19 @@ fn the_best_checkpoint_is_the_last_resort() {
     );
     same(&run, &whole);
 }
+
+#[test]
+fn another_list_is_another_training() {
+    let folder = tempfile::tempdir().unwrap();
+    let (data, run) = (super::data(folder.path()), folder.path().join("run"));
+    let whole = succeeds(command(&data, &run, &[]));
+    assert!(!whole.contains("going on"), "{whole}");
+    let list = data.join("train.txt");
+    let names = fs::read_to_string(&list).unwrap();
+    let turned: Vec<&str> = names.lines().rev().collect();
+    fs::write(&list, turned.join("\n")).unwrap();
+    let text = fails(command(&data, &run, &["--resume"]));
+    assert!(text.contains("the run was trained on 6 pairs (") && text.contains("the same list"), "{text}");
+    fs::write(&list, names).unwrap();
+    succeeds(command(&data, &run, &["--resume"]));
+}

@@ -21,6 +21,7 @@ use super::{Frame, MOST_SHAPES, Output, Picture, Pixels, Wanted};
 use crate::cuda::driver::Driver;
 use crate::cuda::frame::{self, Number};
 use crate::model::ModelConfig;
+use crate::tensor::memory;
 use crate::{DType, Device, Error, Result, Shape, Tensor};
 
 /// A packed network on a device, shared by its sessions.
@@ -187,12 +188,16 @@ impl Network {
             logits: floats(wanted.logits, classes)?,
             probabilities: floats(wanted.probabilities, classes)?,
         };
+        let floats = [&on_device.image, &on_device.logits, &on_device.probabilities];
+        let floats_bytes: usize = floats.iter().filter_map(|x| x.as_ref()).map(Tensor::bytes).sum();
+        let outside = pictures.bytes() + on_device.labels.bytes() + on_device.fused.bytes() + floats_bytes;
+        memory::check(outside, &format!("pictures and results of {width}x{height} pixels"))?;
         let on_host = |x: &Option<Tensor>| x.as_ref().map(|x| Tensor::scratch_of(x.shape(), DType::F32));
         let host = Host {
             pictures: Pinned::new(recorder.device(), pictures.bytes()),
             labels: Pinned::new(recorder.device(), on_device.labels.bytes()),
             fused: Pinned::new(recorder.device(), on_device.fused.bytes()),
-            floats: [&on_device.image, &on_device.logits, &on_device.probabilities].map(on_host),
+            floats: floats.map(on_host),
         };
         recorder.begin();
         let noted = Forward { weights, recorder }.run(&pictures, &mut on_device);
@@ -200,7 +205,8 @@ impl Network {
             recorder.cancel();
         }
         noted?;
-        let recorded = recorder.end()?;
+        let mut recorded = recorder.end()?;
+        recorded.plan.arena += outside;
         // Another queue is going to use the memory.
         recorder.device().synchronise()?;
         Ok(Self { recorded, pictures, device: on_device, host })
