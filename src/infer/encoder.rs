@@ -198,8 +198,10 @@ fn linear(context: &Context, x: &[f32], norm: Option<&Norm>, weight: &Packed, ou
     }
 }
 
-/// Keys of one task of [`keys`].
-const KEYS: usize = 24;
+/// Keys of one task of [`keys`]: more read the weights less often, as long as their patches stay in the cache.
+fn keys_of_task(patch: usize) -> usize {
+    if patch < 2048 { 48 } else { 24 }
+}
 
 /// The numbers that the packed keys and values of one head take.
 pub fn head_len(keys: usize, d: usize) -> usize {
@@ -209,7 +211,8 @@ pub fn head_len(keys: usize, d: usize) -> usize {
 /// Scratch memory of [`keys`].
 pub fn keys_scratch(map: Map, attention: &Attention) -> usize {
     let patch = attention.sr * attention.sr * map.c;
-    scratch_len(&[KEYS * stride(patch), KEYS * map.c, KEYS * stride(map.c)])
+    let keys = keys_of_task(patch);
+    scratch_len(&[keys * stride(patch), keys * map.c, keys * stride(map.c)])
 }
 
 /// Keys and values of x, `rows` `(S, B, keys, 2C)`, and packed for products by head.
@@ -224,7 +227,7 @@ pub fn keys(
     let (c, sr, n) = (map.c, attention.sr, map.keys(attention.sr));
     let across = map.w / sr;
     let (patch, row) = (sr * sr * c, stride(sr * sr * c));
-    blocks(kv, n, KEYS, 2 * c, |image, first, out| {
+    blocks(kv, n, keys_of_task(patch), 2 * c, |image, first, out| {
         let (s, rows) = (image / map.batch, out.len() / (2 * c));
         let x = &x[image * map.image()..][..map.image()];
         let weight = &attention.kv[s];
@@ -317,8 +320,7 @@ pub fn attend(
         context.scratch([rows * row, QUERIES * columns, QUERIES], |[sum, scores, sums]| {
             for head in 0..heads {
                 let (k, v) = packed[(image * heads + head) * each..][..each].split_at(keys_len);
-                let k = Right { k: d, n, panels: k, bias: None };
-                let v = Right { k: n, n: d, panels: v, bias: None };
+                let (k, v) = (Right::new(d, n, k), Right::new(n, d, v));
                 for (q, sum) in q.chunks(QUERIES * c).zip(sum.chunks_mut(QUERIES * row)) {
                     let rows = q.len() / c;
                     let (q, sum) = (&q[head * d..], &mut sum[head * d..]);
@@ -384,10 +386,14 @@ pub fn expand(context: &Context, (x, map): (&[f32], Map), block: &Block, hidden:
     });
 }
 
+/// Panels of the hidden map that [`contract`] has in the cache, for a product with as many rows of fc2's weight.
+const PART: usize = 10;
+
 /// Scratch memory of [`expand`] and of [`contract`].
 pub fn mix_scratch(map: Map, hidden: usize) -> usize {
     let rows = band(map) * map.w;
-    scratch_len(&[rows * stride(map.c)]).max(scratch_len(&[rows * hidden.next_multiple_of(PANEL)]))
+    let part = hidden.next_multiple_of(PANEL).min(PART * PANEL);
+    scratch_len(&[rows * stride(map.c)]).max(scratch_len(&[rows * part]))
 }
 
 /// The second half of the Mix-FFN: x += fc2(GELU(depthwise(hidden))).
@@ -397,14 +403,19 @@ pub fn contract(context: &Context, (hidden, map): (&[f32], Map), block: &Block, 
     blocks(x, map.pixels(), band * map.w, c, |image, first, out| {
         let (s, rows) = (image / map.batch, out.len() / c);
         let hidden = &hidden[image * map.pixels() * width..][..map.pixels() * width];
-        context.scratch([rows * width], |[a]| {
-            let bands = Bands { hidden, map, band, width };
-            for (p, a) in a.chunks_exact_mut(rows * PANEL).enumerate() {
-                bands.depthwise_gelu(&block.depthwise[s], p, first / map.w, a);
+        let (bands, fc2) = (Bands { hidden, map, band, width }, block.fc2[s].view());
+        context.scratch([rows * width.min(PART * PANEL)], |[a]| {
+            for part in (0..width / PANEL).step_by(PART) {
+                let panels = PART.min(width / PANEL - part);
+                let a = &mut a[..panels * rows * PANEL];
+                for (p, a) in (part..).zip(a.chunks_exact_mut(rows * PANEL)) {
+                    bands.depthwise_gelu(&block.depthwise[s], p, first / map.w, a);
+                }
+                let (start, end) = (part * PANEL, fc2.k.min((part + panels) * PANEL));
+                let weight = fc2.rows(start, end - start);
+                let grid = (Grid::panels(rows), Grid::rows(c));
+                context.product(rows, (a, grid.0), weight, (out, grid.1), Finish { add: true, relu: false });
             }
-            let grid = (Grid::panels(rows), Grid::rows(c));
-            let finish = Finish { add: true, relu: false };
-            context.product(rows, (a, grid.0), block.fc2[s].view(), (out, grid.1), finish);
         });
     });
 }

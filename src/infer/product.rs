@@ -152,7 +152,7 @@ impl Packed {
 
     /// The factor without its storage.
     pub fn view(&self) -> Right<'_> {
-        Right { k: self.k, n: self.n, panels: self.panels.f32(), bias: self.bias.as_ref().map(Tensor::f32) }
+        Right { bias: self.bias.as_ref().map(Tensor::f32), ..Right::new(self.k, self.n, self.panels.f32()) }
     }
 }
 
@@ -163,16 +163,30 @@ pub struct Right<'a> {
     pub k: usize,
     /// Columns.
     pub n: usize,
-    /// The panels: ⌈n / 32⌉·k·32 numbers.
+    /// The panels, of k·32 numbers each.
     pub panels: &'a [f32],
+    /// Distance between panels.
+    pub next: usize,
     /// ⌈n / 32⌉·32 numbers that are added to every row.
     pub bias: Option<&'a [f32]>,
 }
 
-impl Right<'_> {
+impl<'a> Right<'a> {
+    /// A factor k×n of panels one after the other: ⌈n / 32⌉·k·32 numbers.
+    pub fn new(k: usize, n: usize, panels: &'a [f32]) -> Self {
+        Self { k, n, panels, next: k * PANEL, bias: None }
+    }
+
+    /// Its rows from `first` on, `k` of them; the bias is with row 0.
+    pub fn rows(self, first: usize, k: usize) -> Self {
+        assert!(first + k <= self.k, "rows {first} to {} of {}", first + k, self.k);
+        let bias = self.bias.filter(|_| first == 0);
+        Self { k, panels: &self.panels[first * PANEL..], bias, ..self }
+    }
+
     /// The number in row `i` and column `j`.
     pub fn number(&self, i: usize, j: usize) -> f32 {
-        self.panels[(j / PANEL * self.k + i) * PANEL + j % PANEL]
+        self.panels[j / PANEL * self.next + i * PANEL + j % PANEL]
     }
 }
 
@@ -207,10 +221,8 @@ pub fn product(
     assert!(a_grid.span(m, k) <= a.len(), "the left factor of {m}x{k} reaches past its slice");
     assert!(out_grid.span(m, n) <= out.len(), "the product of {m}x{n} reaches past its slice");
     assert!(out_grid.block == PANEL, "a product is written in blocks of {PANEL}");
-    assert!(
-        b.panels.len() >= panels.saturating_mul(k).saturating_mul(PANEL),
-        "the right factor of {k}x{n} reaches past its slice"
-    );
+    let spanned = (panels - 1).saturating_mul(b.next).saturating_add(k.saturating_mul(PANEL));
+    assert!(b.panels.len() >= spanned, "the right factor of {k}x{n} reaches past its slice");
     assert!(b.bias.is_none_or(|b| b.len() >= panels * PANEL), "a bias is padded to panels");
     for p in 0..panels {
         let columns = PANEL.min(n - p * PANEL);
@@ -226,7 +238,7 @@ pub fn product(
                 a: unsafe { a.as_ptr().add(row * a_grid.row) },
                 a_grid,
                 // SAFETY: panel p is within the panels that were measured above.
-                b: unsafe { b.panels.as_ptr().add(p * k * PANEL) },
+                b: unsafe { b.panels.as_ptr().add(p * b.next) },
                 // SAFETY: the bias has a number for each column of each panel.
                 bias: b.bias.map_or(std::ptr::null(), |b| unsafe { b.as_ptr().add(p * PANEL) }),
                 // SAFETY: `at` is the place of element (row, 32·p), within the span that was measured above.
