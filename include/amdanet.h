@@ -382,7 +382,9 @@ typedef struct amdanet_device {
 /**
  * Is told how much is done: `done` of `total` steps. Returns 0 to go on, anything else to stop the call with
  * AMDANET_STATUS_CANCELLED. It may be called on a thread of the library, never by two at once for one call, and must not
- * throw or jump out. Calls that it makes for the same session return AMDANET_STATUS_BUSY.
+ * throw or jump out. Calls that it makes for the same session return AMDANET_STATUS_BUSY, but
+ * for amdanet_session_submit, and amdanet_session_free, which returns before the frame is done. It must not wait for a thread
+ * that is in a call of this library, unless the session has threads of its own.
  */
 typedef int32_t (*amdanet_progress_callback)(void *user, uint64_t done, uint64_t total);
 
@@ -886,7 +888,7 @@ amdanet_status amdanet_session_create(const struct amdanet_model *model,
 
 /**
  * Frees a session, after the frame that it computes; frames in its queue are not begun any more, and whoever waits for them
- * gets AMDANET_STATUS_CANCELLED. When it returns, the caller's memory is not used any more; only if a callback of the session
+ * gets AMDANET_STATUS_CANCELLED. When it returns, the caller's memory is not used any more; only if a callback of the library
  * calls it, it returns before that. NULL, and what was freed before, are nothing. Any thread may call it.
  */
 void amdanet_session_free(struct amdanet_session *session);
