@@ -43,7 +43,7 @@ pub fn link_atomically(existing: &Path, path: &Path) -> Result<()> {
 /// replaced, not the link.
 ///
 /// # Errors
-/// When the system refuses, or `path` is a device or a folder; the old file, if there was one, is as it was.
+/// When the system refuses, or `path` is a device, a pipe or a socket; the old file, if there was one, is as it was.
 pub fn replace(path: &Path, make: impl FnOnce(&Path) -> io::Result<()>) -> Result<()> {
     let Some(name) = path.file_name() else {
         return Err(Error::file(path, "cannot be written: this is not the name of a file"));
@@ -54,8 +54,8 @@ pub fn replace(path: &Path, make: impl FnOnce(&Path) -> io::Result<()>) -> Resul
         {
             return replace(&target, make);
         }
-        if !there.is_file() && !there.is_symlink() {
-            return Err(Error::file(path, "cannot be replaced: this is not a file"));
+        if !there.is_file() && !there.is_dir() && !there.is_symlink() {
+            return Err(Error::file(path, "cannot be replaced: it is a device, a pipe or a socket"));
         }
     }
     let mut temporary = OsString::from(".");

@@ -472,7 +472,11 @@ fn every_layout_is_recognised_and_read_alike() {
         assert_eq!(classes, layout.classes());
     }
     // Two in one folder.
-    write(Layout::Fmb, &flat);
+    let fmb = dir.path().join("another");
+    write(Layout::Fmb, &fmb);
+    for part in ["train", "test"] {
+        fs::rename(fmb.join(part), flat.join(part)).unwrap();
+    }
     let two = ["flat: fits flat layout and FMB's layout", "--layout"];
     fails(Dataset::open(&flat, Split::Train), &two);
     assert_eq!(Dataset::open_as(Layout::Flat, &flat, Split::Train).unwrap().len(), 14);
