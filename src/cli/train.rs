@@ -119,26 +119,18 @@ impl Train {
         }
         let compute = self.machine.precision.dtype();
         model.params.place(&device, compute)?;
-        let machine = self.machine.describe(&device);
+        let (data, machine) = (train.fingerprint(), self.machine.describe(&device));
         let mut validation = self.validation(&config, &classes, train.len())?;
         self.introduce(&config, &model, &train, validation.as_ref(), &machine)?;
         let measured = validation.as_ref().map(Validation::dataset);
         say(format!("memory    {}", memory(estimate(&config, &device, compute, &train, measured)?)));
         let mut trainer = Trainer::new(model, config.clone());
         let mut run = if self.resume {
-            let run = Run::resume(
-                &self.out,
-                &config,
-                &train.fingerprint(),
-                &machine,
-                self.keep,
-                &mut trainer,
-                warn,
-            )?;
+            let run = Run::resume(&self.out, &config, &data, &machine, self.keep, &mut trainer, warn)?;
             say(format!("going on after step {}", trainer.steps()));
             run
         } else {
-            Run::create(&self.out, &config, &train.fingerprint(), &machine, self.keep)?
+            Run::create(&self.out, &config, &data, &machine, self.keep)?
         };
         if let Some(best) = run.best().filter(|best| best.split != self.best_by.to_string()) {
             let Best { split, miou, .. } = best;

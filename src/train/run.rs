@@ -71,8 +71,8 @@ pub struct Best {
 
 impl Run {
     /// Makes the folder `root` for a new run with `data` ([`fingerprint`](crate::data::Dataset::fingerprint)) on `machine` (a
-    /// few words on device and precision). The newest `keep`
-    /// checkpoints are kept, at least one, and that of the best evaluation.
+    /// few words on device and precision). The newest `keep` checkpoints are kept, at least one, and that of the best
+    /// evaluation.
     ///
     /// # Errors
     /// When the folder holds a run already or cannot be written.
@@ -86,7 +86,7 @@ impl Run {
         let checkpoints = root.join("checkpoints");
         fs::create_dir_all(&checkpoints).map_err(Error::io(&checkpoints, "create the folder"))?;
         let lock = lock(root)?;
-        let text = format!("{BEGUN_ON}{machine}\n{TRAINED_ON}{}\n{}", data, text(config)?);
+        let text = format!("{BEGUN_ON}{machine}\n{TRAINED_ON}{data}\n{}", text(config)?);
         write_bytes(&root.join("config.toml"), text.as_bytes())?;
         let path = root.join("metrics.jsonl");
         let metrics = File::create(&path).map_err(Error::io(&path, "create"))?;

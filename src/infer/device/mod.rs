@@ -189,8 +189,9 @@ impl Network {
             probabilities: floats(wanted.probabilities, classes)?,
         };
         let floats = [&on_device.image, &on_device.logits, &on_device.probabilities];
-        let floats_bytes: usize = floats.iter().filter_map(|x| x.as_ref()).map(Tensor::bytes).sum();
-        let outside = pictures.bytes() + on_device.labels.bytes() + on_device.fused.bytes() + floats_bytes;
+        let bytes =
+            [&pictures, &on_device.labels, &on_device.fused].into_iter().chain(floats.into_iter().flatten());
+        let outside = bytes.map(Tensor::bytes).sum();
         memory::check(outside, &format!("pictures and results of {width}x{height} pixels"))?;
         let on_host = |x: &Option<Tensor>| x.as_ref().map(|x| Tensor::scratch_of(x.shape(), DType::F32));
         let host = Host {
