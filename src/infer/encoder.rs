@@ -407,13 +407,14 @@ pub fn contract(context: &Context, (hidden, map): (&[f32], Map), block: &Block, 
         context.scratch([rows * width.min(PART * PANEL)], |[a]| {
             for part in (0..width / PANEL).step_by(PART) {
                 let panels = PART.min(width / PANEL - part);
-                let a = &mut a[..panels * rows * PANEL];
-                for (p, a) in (part..).zip(a.chunks_exact_mut(rows * PANEL)) {
-                    bands.depthwise_gelu(&block.depthwise[s], p, first / map.w, a);
+                let row = panels * PANEL;
+                for p in 0..panels {
+                    let a = &mut a[p * PANEL..rows * row];
+                    bands.depthwise_gelu(&block.depthwise[s], part + p, first / map.w, a, row);
                 }
                 let (start, end) = (part * PANEL, fc2.k.min((part + panels) * PANEL));
                 let weight = fc2.rows(start, end - start);
-                let grid = (Grid::panels(rows), Grid::rows(c));
+                let grid = (Grid::rows(row), Grid::rows(c));
                 context.product(rows, (a, grid.0), weight, (out, grid.1), Finish { add: true, relu: false });
             }
         });
@@ -437,11 +438,11 @@ impl Bands<'_> {
         &self.hidden[at..at + w * PANEL]
     }
 
-    /// Panel p of the rows from `first` on.
-    fn depthwise_gelu(&self, weight: &Depthwise, p: usize, first: usize, out: &mut [f32]) {
+    /// Panel p of the rows from `first` on; pixels of `out` are `stride` apart.
+    fn depthwise_gelu(&self, weight: &Depthwise, p: usize, first: usize, out: &mut [f32], stride: usize) {
         let (w, h) = (self.map.w, self.map.h);
         let weight = &weight.panels[p * 10 * PANEL..][..10 * PANEL];
-        for (i, out) in out.chunks_exact_mut(w * PANEL).enumerate() {
+        for (i, out) in out.chunks_mut(w * stride).enumerate() {
             let y = first + i;
             let rows = [
                 (y > 0).then(|| self.row(p, y - 1)),
@@ -450,31 +451,30 @@ impl Bands<'_> {
             ];
             simd(
                 #[inline(always)]
-                || depthwise_row(rows, weight, w, out),
+                || depthwise_row(rows, weight, w, out, stride),
             );
         }
     }
 }
 
-/// One row of one panel: the convolution, then GELU of the whole row.
+/// One row of one panel: the convolution, then GELU.
 #[inline(always)]
-fn depthwise_row(rows: [Option<&[f32]>; 3], weight: &[f32], w: usize, out: &mut [f32]) {
+fn depthwise_row(rows: [Option<&[f32]>; 3], weight: &[f32], w: usize, out: &mut [f32], stride: usize) {
     for half in [0, 16] {
-        depthwise_border(rows, weight, (0, w), half, out);
+        depthwise_border(rows, weight, (0, w), half, &mut out[half..]);
         let mut x = 1;
         while x + PIXELS < w {
-            depthwise_pixels::<PIXELS>(rows, weight, x, half, out);
+            depthwise_pixels::<PIXELS>(rows, weight, x, half, &mut out[x * stride + half..], stride);
             x += PIXELS;
         }
         while x + 1 < w {
-            depthwise_pixels::<1>(rows, weight, x, half, out);
+            depthwise_pixels::<1>(rows, weight, x, half, &mut out[x * stride + half..], stride);
             x += 1;
         }
         if w > 1 {
-            depthwise_border(rows, weight, (w - 1, w), half, out);
+            depthwise_border(rows, weight, (w - 1, w), half, &mut out[(w - 1) * stride + half..]);
         }
     }
-    vector::gelu(&mut out[..w * PANEL]);
 }
 
 /// Pixels whose sums are in registers at once.
@@ -488,6 +488,7 @@ fn depthwise_pixels<const P: usize>(
     x: usize,
     half: usize,
     out: &mut [f32],
+    stride: usize,
 ) {
     let mut sums = [load(weight, 9 * PANEL + half); P];
     for ky in 0..3 {
@@ -501,7 +502,8 @@ fn depthwise_pixels<const P: usize>(
         }
     }
     for p in 0..P {
-        store(out, (x + p) * PANEL + half, sums[p]);
+        vector::gelu(&mut sums[p]);
+        store(out, p * stride, sums[p]);
     }
 }
 
@@ -524,7 +526,8 @@ fn depthwise_border(
             }
         }
     }
-    store(out, x * PANEL + half, sum);
+    vector::gelu(&mut sum);
+    store(out, 0, sum);
 }
 
 /// Norm of every row, in place.
