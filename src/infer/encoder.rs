@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::pack::{Attention, Block, Depthwise};
 use super::plan::{Context, scratch_len};
-use super::product::{Finish, Grid, PANEL, Packed, Right};
+use super::product::{Finish, Grid, PANEL, Packed, Right, prefetch};
 use super::vector::{self, Norm, load, multiply_add, store};
 use crate::cpu::simd;
 
@@ -320,7 +320,8 @@ pub fn attend(
         context.scratch([rows * row, QUERIES * columns, QUERIES], |[sum, scores, sums]| {
             for head in 0..heads {
                 let (k, v) = packed[(image * heads + head) * each..][..each].split_at(keys_len);
-                let (k, v) = (Right::new(d, n, k), Right::new(n, d, v));
+                // As many scores as fill vectors: those beyond the last key are products with zeros, and are not read.
+                let (k, v) = (Right::new(d, n.next_multiple_of(16), k), Right::new(n, d, v));
                 for (q, sum) in q.chunks(QUERIES * c).zip(sum.chunks_mut(QUERIES * row)) {
                     let rows = q.len() / c;
                     let (q, sum) = (&q[head * d..], &mut sum[head * d..]);
@@ -449,6 +450,18 @@ impl Bands<'_> {
                 Some(self.row(p, y)),
                 (y + 1 < h).then(|| self.row(p, y + 1)),
             ];
+            if (p + 1) * PANEL < self.width {
+                // While this panel is worked on, the next one comes to the cache: the rows that it reads first and new ones.
+                if i == 0 {
+                    if y > 0 {
+                        prefetch(self.row(p + 1, y - 1));
+                    }
+                    prefetch(self.row(p + 1, y));
+                }
+                if y + 1 < h {
+                    prefetch(self.row(p + 1, y + 1));
+                }
+            }
             simd(
                 #[inline(always)]
                 || depthwise_row(rows, weight, w, out, stride),

@@ -316,9 +316,10 @@ impl Tile {
             let mut sum = [[_mm512_setzero_ps(); VECTORS]; ROWS];
             let (mut b, row) = (self.b, self.a_grid.row);
             let mut block = self.a;
+            let whole = self.a_grid.next == self.a_grid.block;
             let mut left = self.k;
             while left > 0 {
-                let here = left.min(self.a_grid.block);
+                let here = if whole { left } else { left.min(self.a_grid.block) };
                 let mut a = block;
                 for _ in 0..here {
                     let mut bv = [_mm512_setzero_ps(); VECTORS];
@@ -412,9 +413,10 @@ impl Tile {
             let mut sum = [[_mm256_setzero_ps(); 2]; ROWS];
             let (mut b, row) = (self.b, self.a_grid.row);
             let mut block = self.a;
+            let whole = self.a_grid.next == self.a_grid.block;
             let mut left = self.k;
             while left > 0 {
-                let here = left.min(self.a_grid.block);
+                let here = if whole { left } else { left.min(self.a_grid.block) };
                 let mut a = block;
                 for _ in 0..here {
                     let (b0, b1) = (_mm256_loadu_ps(b), _mm256_loadu_ps(b.add(8)));
@@ -516,5 +518,16 @@ impl Tile {
                 }
             }
         }
+    }
+}
+
+/// Asks for the lines of the cache that hold `x`, which will be read soon.
+#[inline(always)]
+pub fn prefetch(x: &[f32]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in x.chunks(16) {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: every x86-64 processor has the instruction, and it reads nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
     }
 }
