@@ -370,49 +370,38 @@ impl Tile {
     unsafe fn avx2<const ROWS: usize>(&self) {
         // Two tiles of at most 6 rows, each in halves of 16 columns: 12 sums of eight numbers and three more registers.
         for first in (0..ROWS).step_by(6) {
-            for half in 0..self.columns.div_ceil(16) {
-                let at = |p: *const f32, by: usize| if p.is_null() { p } else { p.wrapping_add(by) };
-                let corner = first * self.out_row + 16 * half;
-                let part = Self {
-                    rows: (ROWS - first).min(6),
-                    columns: (self.columns - 16 * half).min(16),
-                    k: self.k,
-                    a: self.a.wrapping_add(first * self.a_grid.row),
-                    a_grid: self.a_grid,
-                    b: self.b.wrapping_add(16 * half),
-                    bias: at(self.bias, 16 * half),
-                    out: self.out.wrapping_add(corner),
-                    out_row: self.out_row,
-                    finish: self.finish,
-                };
+            for half in (0..self.columns).step_by(16) {
                 // SAFETY: a part of the tile that the caller vouches for.
                 unsafe {
-                    match part.rows {
-                        1 => part.avx2_half::<1>(),
-                        2 => part.avx2_half::<2>(),
-                        3 => part.avx2_half::<3>(),
-                        4 => part.avx2_half::<4>(),
-                        5 => part.avx2_half::<5>(),
-                        _ => part.avx2_half::<6>(),
+                    match ROWS - first {
+                        1 => self.avx2_part::<1>(first, half),
+                        2 => self.avx2_part::<2>(first, half),
+                        3 => self.avx2_part::<3>(first, half),
+                        4 => self.avx2_part::<4>(first, half),
+                        5 => self.avx2_part::<5>(first, half),
+                        _ => self.avx2_part::<6>(first, half),
                     }
                 }
             }
         }
     }
 
+    /// `ROWS` rows from `first` on, and at most 16 columns from `half` on.
+    ///
     /// # Safety
-    /// As [`Tile::run`]; at most 16 columns.
+    /// As [`Tile::run`]; there must be so many rows, and a column.
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2,fma")]
     #[inline]
-    unsafe fn avx2_half<const ROWS: usize>(&self) {
+    unsafe fn avx2_part<const ROWS: usize>(&self, first: usize, half: usize) {
         use std::arch::x86_64::*;
         // SAFETY: the loads of b are within its panel; those of a and the bias, and those of the output, are of
         // elements that the caller vouches for.
         unsafe {
+            let (mut b, row) = (self.b.add(half), self.a_grid.row);
+            let mut block = self.a.add(first * row);
+            let out = self.out.add(first * self.out_row + half);
             let mut sum = [[_mm256_setzero_ps(); 2]; ROWS];
-            let (mut b, row) = (self.b, self.a_grid.row);
-            let mut block = self.a;
             let whole = self.a_grid.next == self.a_grid.block;
             let mut left = self.k;
             while left > 0 {
@@ -431,21 +420,22 @@ impl Tile {
                 block = block.wrapping_add(self.a_grid.next);
                 left -= here;
             }
-            if self.columns < 16 {
+            if self.columns - half < 16 {
                 let mut lines = [[0.0f32; 16]; ROWS];
                 for (line, sum) in lines.iter_mut().zip(sum) {
                     _mm256_storeu_ps(line.as_mut_ptr(), sum[0]);
                     _mm256_storeu_ps(line.as_mut_ptr().add(8), sum[1]);
                 }
-                return self.store(&lines);
+                return self.store(first, half, &lines);
             }
             let mut bias = [_mm256_setzero_ps(); 2];
             if !self.bias.is_null() {
-                bias = [_mm256_loadu_ps(self.bias), _mm256_loadu_ps(self.bias.add(8))];
+                let at = self.bias.add(half);
+                bias = [_mm256_loadu_ps(at), _mm256_loadu_ps(at.add(8))];
             }
             for (i, sum) in sum.iter().enumerate() {
                 for v in 0..2 {
-                    let out = self.out.add(i * self.out_row + 8 * v);
+                    let out = out.add(i * self.out_row + 8 * v);
                     let mut x = _mm256_add_ps(sum[v], bias[v]);
                     if self.finish.add {
                         x = _mm256_add_ps(x, _mm256_loadu_ps(out));
@@ -481,32 +471,25 @@ impl Tile {
                     }
                 }
             }
-            let at = |p: *const f32| if p.is_null() { p } else { p.wrapping_add(half) };
-            let part = Self {
-                columns: (self.columns - half).min(16),
-                bias: at(self.bias),
-                out: self.out.wrapping_add(half),
-                ..*self
-            };
             // SAFETY: a part of the tile that the caller vouches for.
-            unsafe { part.store(&sum) };
+            unsafe { self.store(0, half, &sum) };
         }
     }
 
-    /// Finishes and stores sums of at most 16 columns.
+    /// Finishes and stores the sums of the rows from `first` on and of at most 16 columns from `half` on.
     ///
     /// # Safety
     /// Every element of the tile must be within its slice.
     #[inline(always)]
-    unsafe fn store<const ROWS: usize>(&self, sums: &[[f32; 16]; ROWS]) {
+    unsafe fn store<const ROWS: usize>(&self, first: usize, half: usize, sums: &[[f32; 16]; ROWS]) {
         for (i, sums) in sums.iter().enumerate() {
-            for (j, &sum) in sums.iter().enumerate().take(self.columns) {
-                let at = i * self.out_row + j;
+            for (j, &sum) in sums.iter().enumerate().take(self.columns - half) {
+                let at = (first + i) * self.out_row + half + j;
                 let mut x = sum;
-                // SAFETY: element (i, j) of the output, and number j of the bias.
+                // SAFETY: an element of the tile, and a number of the bias.
                 unsafe {
                     if !self.bias.is_null() {
-                        x += *self.bias.add(j);
+                        x += *self.bias.add(half + j);
                     }
                     if self.finish.add {
                         x += *self.out.add(at);

@@ -104,47 +104,25 @@ pub fn powers(scores: &mut [f32], stride: usize, n: usize, sums: &mut [f32]) {
 
 #[inline(always)]
 fn power_row(x: &mut [f32]) -> f32 {
-    let whole = x.len() / LANES * LANES;
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    let mut start = 0;
-    while start < whole {
-        let block = &x[start..start + LANES];
-        for i in 0..LANES {
-            lanes[i] = if block[i] > lanes[i] { block[i] } else { lanes[i] };
-        }
-        start += LANES;
-    }
+    let (whole, most) = (x.len() / 16 * 16, max(x));
     // The tail is padded, so that it too is done in vector instructions.
     let rest = x.len() - whole;
-    let mut tail = [f32::NEG_INFINITY; LANES];
+    let mut tail = [f32::NEG_INFINITY; 16];
     tail[..rest].copy_from_slice(&x[whole..]);
-    for i in 0..LANES {
-        lanes[i] = if tail[i] > lanes[i] { tail[i] } else { lanes[i] };
-    }
-    let mut half = LANES / 2;
-    while half > 0 {
-        for i in 0..half {
-            lanes[i] = if lanes[i + half] > lanes[i] { lanes[i + half] } else { lanes[i] };
-        }
-        half /= 2;
-    }
-    let most = lanes[0];
-    let mut sums = [0.0f32; LANES];
-    start = 0;
-    while start < whole {
-        let block = &mut x[start..start + LANES];
-        for i in 0..LANES {
+    let mut sums = [0.0f32; 16];
+    for start in (0..whole).step_by(16) {
+        let block = &mut x[start..start + 16];
+        for i in 0..16 {
             block[i] = power(block[i] - most);
             sums[i] += block[i];
         }
-        start += LANES;
     }
-    for i in 0..LANES {
+    for i in 0..16 {
         tail[i] = power(tail[i] - most);
         sums[i] += tail[i];
     }
     x[whole..].copy_from_slice(&tail[..rest]);
-    half = LANES / 2;
+    let mut half = 8;
     while half > 0 {
         for i in 0..half {
             sums[i] += sums[i + half];
@@ -154,13 +132,39 @@ fn power_row(x: &mut [f32]) -> f32 {
     sums[0]
 }
 
-/// 2ˣ for x ≤ 0; 0 below −126 rather than a denormal number.
+/// The largest of x, −∞ of nothing; NaN is passed over.
+#[inline(always)]
+fn max(x: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let whole = x.len() / LANES * LANES;
+    let mut start = 0;
+    while start < whole {
+        let block = &x[start..start + LANES];
+        for i in 0..LANES {
+            lanes[i] = if block[i] > lanes[i] { block[i] } else { lanes[i] };
+        }
+        start += LANES;
+    }
+    for (i, &x) in x[whole..].iter().enumerate() {
+        lanes[i] = if x > lanes[i] { x } else { lanes[i] };
+    }
+    let mut half = LANES / 2;
+    while half > 0 {
+        for i in 0..half {
+            lanes[i] = if lanes[i + half] > lanes[i] { lanes[i + half] } else { lanes[i] };
+        }
+        half /= 2;
+    }
+    lanes[0]
+}
+
+/// 2ˣ for x ≤ 0; 0 below −126.5 rather than a denormal number.
 ///
-/// x = n + f with |f| ≤ 1/2, the series of 2ᶠ, and 2ⁿ put together from its bits.
+/// x = n + f with |f| ≤ 1/2, the series of 2ᶠ, and 2ⁿ put together from its bits, which are those of 0 for n = −127.
 #[inline(always)]
 fn power(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0; // 1.5 · 2²³: adding it leaves the nearest integer in the low bits.
-    let clamped = if x < -126.0 { -126.0 } else { x };
+    let clamped = if x < -127.0 { -127.0 } else { x };
     let shifted = clamped + ROUND;
     let f = clamped - (shifted - ROUND);
     let mut p = 1.540_353e-4f32;
@@ -171,8 +175,7 @@ fn power(x: f32) -> f32 {
     p = p.mul_add(f, std::f32::consts::LN_2);
     p = p.mul_add(f, 1.0);
     // Wrapping, because the overflow checks of a test build would forbid vector instructions.
-    let scale = f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23));
-    if x < -126.0 { 0.0 } else { p * scale }
+    p * f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23))
 }
 
 /// GELU of every number; inlined into the caller's vector instructions.
