@@ -254,13 +254,21 @@ fn the_libraries_are_as_a_distribution_wants_them() {
 #[test]
 fn the_archive_links_too() {
     let installed = &*INSTALLED;
-    let program = installed.folder.join("static");
-    let mut compile = Command::new("cc");
-    compile.args(C).arg("-o").arg(&program).arg(root().join("tests/ffi/old.c"));
-    compile.arg("-I").arg(installed.folder.join("usr/include"));
-    compile.arg(installed.library().join("libamdanet.a"));
-    run(compile.args(["-lgcc_s", "-lutil", "-lrt", "-lpthread", "-lm", "-ldl"]));
-    run(Command::new(&program).arg(installed.data()));
+    let package = fs::read_to_string(installed.library().join("pkgconfig/amdanet.pc")).unwrap();
+    let private = package.lines().find_map(|line| line.strip_prefix("Libs.private:")).unwrap();
+    let link = |name: &str, flags: &[&str]| {
+        let program = installed.folder.join(name);
+        let mut compile = Command::new("cc");
+        compile.args(C).args(flags).arg("-o").arg(&program).arg(root().join("tests/ffi/old.c"));
+        compile.arg("-I").arg(installed.folder.join("usr/include"));
+        run(compile.arg(installed.library().join("libamdanet.a")).args(private.split_whitespace()));
+        run(Command::new(&program).arg(installed.data()));
+    };
+    link("archive", &[]);
+    // Not every distribution has an archive of its C library.
+    if run(Command::new("cc").arg("-print-file-name=libc.a")).contains('/') {
+        link("static", &["-static"]);
+    }
 }
 
 /// `find_package(amdanet)` and both of its targets, where there is a CMake.

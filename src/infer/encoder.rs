@@ -149,29 +149,12 @@ pub fn embed(
     });
 }
 
-/// Scratch memory of [`queries`].
-pub fn queries_scratch(map: Map) -> usize {
-    scratch_len(&[ROWS * stride(map.c)])
+/// Scratch memory of [`sum_linear`].
+pub fn sum_scratch(map: Map) -> usize {
+    scratch_len(&[ROWS * map.c])
 }
 
-/// The queries of x, behind `norm` if there is one.
-pub fn queries(
-    context: &Context,
-    x: &[f32],
-    map: Map,
-    norm: Option<&[Norm]>,
-    weight: &[Packed],
-    out: &mut [f32],
-) {
-    let c = map.c;
-    blocks(out, map.pixels(), rows_of(map), c, |image, first, out| {
-        let (s, rows) = (image / map.batch, out.len() / c);
-        let x = &x[(image * map.pixels() + first) * c..][..rows * c];
-        linear(context, x, norm.map(|n| &n[s]), &weight[s], out, Grid::rows(c));
-    });
-}
-
-/// (a + b)·W + bias, for one stream each; scratch memory as [`queries`].
+/// (a + b)·W + bias, for one stream each.
 pub fn sum_linear(context: &Context, [a, b]: [&[f32]; 2], map: Map, weight: &Packed, out: &mut [f32]) {
     let (c, outputs) = (map.c, weight.n());
     blocks(out, map.pixels(), rows_of(map), outputs, |image, first, out| {
@@ -284,28 +267,30 @@ fn pack_head(kv: &[f32], c: usize, at: usize, d: usize, packed: &mut [f32]) {
     }
 }
 
-/// What follows the heads' sum.
+/// The queries of an attention, and what follows the heads' sum.
 #[derive(Clone, Copy)]
-pub enum After<'a> {
-    /// out += sum·W + b.
-    Project(&'a [Packed]),
-    /// out = (sum + residual)·W + b, with the residual of the shape of the queries.
-    ProjectSum(&'a [f32], &'a [Packed]),
-    /// out = sum + residual.
+pub enum Queries<'a> {
+    /// out += sum·W + b, with queries of `norm(out)`.
+    InPlace(&'a [Norm], &'a [Packed]),
+    /// out = (sum + x)·W + b, with queries of x.
+    Project(&'a [f32], &'a [Packed]),
+    /// out = sum + x, with queries of x.
     Sum(&'a [f32]),
 }
 
 /// Scratch memory of [`attend`].
 pub fn attend_scratch(map: Map, keys: usize) -> usize {
-    scratch_len(&[ROWS * stride(map.c), QUERIES * keys.next_multiple_of(PANEL), QUERIES])
+    let rows = ROWS * stride(map.c);
+    scratch_len(&[rows, rows, QUERIES * keys.next_multiple_of(PANEL), QUERIES])
 }
 
-/// softmax(q·kᵀ)·v by head, with scores in units of ln 2, with keys and values as [`keys`] packs them, and what is done with the sum.
+/// softmax(q·kᵀ)·v by head, with scores in units of ln 2, with keys and values as [`keys`] packs them, and what is done
+/// with the sum; q is `weight` times the rows that `queries` names.
 pub fn attend(
     context: &Context,
-    (q, map): (&[f32], Map),
+    map: Map,
+    (queries, weight): (Queries, &[Packed]),
     (packed, n, heads): (&[f32], usize, usize),
-    after: After,
     out: &mut [f32],
 ) {
     let c = map.c;
@@ -316,18 +301,27 @@ pub fn attend(
     blocks(out, map.pixels(), rows_of(map), outputs, |image, first, out| {
         let (s, rows) = (image / map.batch, out.len() / outputs);
         let place = (image * map.pixels() + first) * c;
-        let q = &q[place..][..rows * c];
-        context.scratch([rows * row, QUERIES * columns, QUERIES], |[sum, scores, sums]| {
+        let lengths = [rows * row, rows * row, QUERIES * columns, QUERIES];
+        context.scratch(lengths, |[sum, q, scores, sums]| {
+            // Normalised rows lie where the sum will.
+            let (x, grid) = match queries {
+                Queries::InPlace(norm, _) => {
+                    norm[s].rows(out, sum, row);
+                    (&*sum, Grid::rows(row))
+                }
+                Queries::Project(x, _) | Queries::Sum(x) => (&x[place..][..rows * c], Grid::rows(c)),
+            };
+            context.product(rows, (x, grid), weight[s].view(), (&mut *q, Grid::rows(row)), Finish::default());
             for head in 0..heads {
                 let (k, v) = packed[(image * heads + head) * each..][..each].split_at(keys_len);
                 // As many scores as fill vectors: those beyond the last key are products with zeros, and are not read.
                 let (k, v) = (Right::new(d, n.next_multiple_of(16), k), Right::new(n, d, v));
-                for (q, sum) in q.chunks(QUERIES * c).zip(sum.chunks_mut(QUERIES * row)) {
-                    let rows = q.len() / c;
+                for (q, sum) in q.chunks(QUERIES * row).zip(sum.chunks_mut(QUERIES * row)) {
+                    let rows = q.len() / row;
                     let (q, sum) = (&q[head * d..], &mut sum[head * d..]);
                     let scores = &mut scores[..rows * columns];
                     let grid = Grid::rows(columns);
-                    context.product(rows, (q, Grid::rows(c)), k, (&mut *scores, grid), Finish::default());
+                    context.product(rows, (q, Grid::rows(row)), k, (&mut *scores, grid), Finish::default());
                     vector::powers(scores, columns, n, &mut sums[..rows]);
                     context.product(rows, (scores, grid), v, (&mut *sum, Grid::rows(row)), Finish::default());
                     for (sum, total) in sum.chunks_mut(row).zip(&*sums) {
@@ -336,23 +330,18 @@ pub fn attend(
                     }
                 }
             }
-            if let After::ProjectSum(residual, _) | After::Sum(residual) = after {
-                for (sum, x) in sum.chunks_mut(row).zip(residual[place..][..rows * c].chunks_exact(c)) {
+            if let Queries::Project(x, _) | Queries::Sum(x) = queries {
+                for (sum, x) in sum.chunks_mut(row).zip(x[place..][..rows * c].chunks_exact(c)) {
                     vector::add(&mut sum[..c], x);
                 }
             }
-            match after {
-                After::Project(w) | After::ProjectSum(_, w) => {
-                    let finish = Finish { add: matches!(after, After::Project(_)), relu: false };
-                    context.product(
-                        rows,
-                        (sum, Grid::rows(row)),
-                        w[s].view(),
-                        (out, Grid::rows(outputs)),
-                        finish,
-                    );
+            match queries {
+                Queries::InPlace(_, w) | Queries::Project(_, w) => {
+                    let finish = Finish { add: matches!(queries, Queries::InPlace(..)), relu: false };
+                    let (sum, out) = ((&*sum, Grid::rows(row)), (out, Grid::rows(outputs)));
+                    context.product(rows, sum, w[s].view(), out, finish);
                 }
-                After::Sum(_) => {
+                Queries::Sum(_) => {
                     for (out, sum) in out.chunks_exact_mut(c).zip(sum.chunks(row)) {
                         out.copy_from_slice(&sum[..c]);
                     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::align::{self, Statistics};
 use super::arena::Slice;
-use super::encoder::{self, After, Map, Patches};
+use super::encoder::{self, Map, Patches, Queries};
 use super::heads::{self, Grids};
 use super::pack::{Attention, Block, Weights};
 use super::plan::{Builder, Program};
@@ -133,14 +133,13 @@ impl Maker<'_> {
     fn block(&mut self, level: usize, index: usize, x: Slice, map: Map) {
         let block = self.weights.levels[level].blocks[index].clone();
         let name = |what: &str| at(level, &format!("block {what}"));
-        let q = self.queries(name("queries"), &block.attention, Some(&block), x, map);
         let keys = self.keys(name("keys"), &block.attention, Some(&block), x, map);
         let operations = attention_operations(map, keys.count) + 2 * map.len() * map.c;
         let scratch = encoder::attend_scratch(map, keys.count);
-        let (buffers, b) = ([q, keys.packed, x], block.clone());
-        self.plan.step(name("attention"), buffers, operations, scratch, move |context, [q, kv, x]| {
-            let after = After::Project(&b.proj);
-            encoder::attend(context, (q, map), (kv, keys.count, keys.heads), after, x);
+        let b = block.clone();
+        self.plan.step(name("attention"), [keys.packed, x], operations, scratch, move |context, [kv, x]| {
+            let queries = Queries::InPlace(&b.norm1, &b.proj);
+            encoder::attend(context, map, (queries, &b.attention.q), (kv, keys.count, keys.heads), x);
         });
         let (width, b) = (block.fc1[0].n(), block.clone());
         let hidden = self.plan.buffer(encoder::hidden_len(map, width));
@@ -153,24 +152,6 @@ impl Maker<'_> {
         self.plan.step(name("contract"), [hidden, x], operations, scratch, move |context, [hidden, x]| {
             encoder::contract(context, (hidden, map), &block, x);
         });
-    }
-
-    /// The queries of x, behind the first norm of `block` if there is one.
-    fn queries(
-        &mut self,
-        name: String,
-        attention: &Arc<Attention>,
-        block: Option<&Arc<Block>>,
-        x: Slice,
-        map: Map,
-    ) -> Slice {
-        let (attention, block, out) = (attention.clone(), block.cloned(), self.plan.buffer(map.len()));
-        let scratch = encoder::queries_scratch(map);
-        self.plan.step(name, [x, out], 2 * map.len() * map.c, scratch, move |context, [x, out]| {
-            let norm = block.as_ref().map(|b| &b.norm1[..]);
-            encoder::queries(context, x, map, norm, &attention.q, out);
-        });
-        out
     }
 
     /// The keys and values of x, behind the first norm of `block` if there is one.
@@ -244,7 +225,7 @@ impl Maker<'_> {
         let out = self.plan.buffer(map.all_pixels() * outputs);
         let last = 2 * map.len() * outputs;
         let Some(global) = w.levels[level].global.clone() else {
-            let (buffers, scratch) = ([x.part(0, 2), x.part(1, 2), out], encoder::queries_scratch(map));
+            let (buffers, scratch) = ([x.part(0, 2), x.part(1, 2), out], encoder::sum_scratch(map));
             self.plan.step(
                 at(level, "sum of the streams"),
                 buffers,
@@ -257,40 +238,33 @@ impl Maker<'_> {
             return out;
         };
         let name = |what: &str| at(level, &format!("salient {what}"));
-        let q = self.queries(name("queries"), &global.salient, None, x, both);
         let keys = self.keys(name("keys"), &global.salient, None, x, both);
         let (g, enhanced) = (global.clone(), self.plan.buffer(both.len()));
         let scratch = encoder::attend_scratch(both, keys.count);
         let operations = attention_operations(both, keys.count) + 2 * both.len() * both.c;
-        let buffers = [q, keys.packed, x, enhanced];
-        self.plan.step(name("attention"), buffers, operations, scratch, move |context, [q, kv, x, out]| {
-            let after = After::ProjectSum(x, &g.salient_proj);
-            encoder::attend(context, (q, both), (kv, keys.count, keys.heads), after, out);
+        let buffers = [keys.packed, x, enhanced];
+        self.plan.step(name("attention"), buffers, operations, scratch, move |context, [kv, x, out]| {
+            let queries = (Queries::Project(x, &g.salient_proj), &g.salient.q[..]);
+            encoder::attend(context, both, queries, (kv, keys.count, keys.heads), out);
         });
 
         let name = |what: &str| at(level, &format!("cross-modal {what}"));
         let [visible, infrared] = [enhanced.part(0, 2), enhanced.part(1, 2)];
-        let q = self.queries(name("queries"), &global.cross[0], None, visible, map);
         let keys = self.keys(name("keys"), &global.cross[0], None, infrared, map);
         let middle = self.plan.buffer(map.len());
         let operations = attention_operations(map, keys.count);
-        let buffers = [q, keys.packed, visible, middle];
-        self.plan.step(name("attention"), buffers, operations, scratch, move |context, [q, kv, x, out]| {
-            encoder::attend(context, (q, map), (kv, keys.count, keys.heads), After::Sum(x), out);
+        let (g, buffers) = (global.clone(), [keys.packed, visible, middle]);
+        self.plan.step(name("attention"), buffers, operations, scratch, move |context, [kv, x, out]| {
+            let queries = (Queries::Sum(x), &g.cross[0].q[..]);
+            encoder::attend(context, map, queries, (kv, keys.count, keys.heads), out);
         });
-        let q = self.queries(name("queries"), &global.cross[1], None, infrared, map);
         let keys = self.keys(name("keys"), &global.cross[1], None, middle, map);
-        let buffers = [q, keys.packed, infrared, out];
-        self.plan.step(
-            name("attention"),
-            buffers,
-            operations + last,
-            scratch,
-            move |context, [q, kv, x, out]| {
-                let after = After::ProjectSum(x, std::slice::from_ref(&w.levels[level].segment));
-                encoder::attend(context, (q, map), (kv, keys.count, keys.heads), after, out);
-            },
-        );
+        let (operations, buffers) = (operations + last, [keys.packed, infrared, out]);
+        self.plan.step(name("attention"), buffers, operations, scratch, move |context, [kv, x, out]| {
+            let project = std::slice::from_ref(&w.levels[level].segment);
+            let queries = (Queries::Project(x, project), &global.cross[1].q[..]);
+            encoder::attend(context, map, queries, (kv, keys.count, keys.heads), out);
+        });
         out
     }
 
@@ -403,7 +377,7 @@ fn at(level: usize, what: &str) -> String {
     format!("level {} {what}", level + 1)
 }
 
-/// Of the two products with the scores.
+/// Of the queries and of the two products with the scores.
 fn attention_operations(map: Map, keys: usize) -> usize {
-    2 * 2 * map.len() * keys
+    2 * map.len() * map.c + 2 * 2 * map.len() * keys
 }
