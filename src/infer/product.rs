@@ -224,6 +224,8 @@ pub fn product(
     let spanned = (panels - 1).saturating_mul(b.next).saturating_add(k.saturating_mul(PANEL));
     assert!(b.panels.len() >= spanned, "the right factor of {k}x{n} reaches past its slice");
     assert!(b.bias.is_none_or(|b| b.len() >= panels * PANEL), "a bias is padded to panels");
+    // Blocks one after the other are one: the loop over the sum then has no other around it.
+    let a_grid = if a_grid.next == a_grid.block { Grid { block: k, ..a_grid } } else { a_grid };
     for p in 0..panels {
         let columns = PANEL.min(n - p * PANEL);
         let mut row = 0;
@@ -316,10 +318,9 @@ impl Tile {
             let mut sum = [[_mm512_setzero_ps(); VECTORS]; ROWS];
             let (mut b, row) = (self.b, self.a_grid.row);
             let mut block = self.a;
-            let whole = self.a_grid.next == self.a_grid.block;
             let mut left = self.k;
             while left > 0 {
-                let here = if whole { left } else { left.min(self.a_grid.block) };
+                let here = left.min(self.a_grid.block);
                 let mut a = block;
                 for _ in 0..here {
                     let mut bv = [_mm512_setzero_ps(); VECTORS];
@@ -402,10 +403,9 @@ impl Tile {
             let mut block = self.a.add(first * row);
             let out = self.out.add(first * self.out_row + half);
             let mut sum = [[_mm256_setzero_ps(); 2]; ROWS];
-            let whole = self.a_grid.next == self.a_grid.block;
             let mut left = self.k;
             while left > 0 {
-                let here = if whole { left } else { left.min(self.a_grid.block) };
+                let here = left.min(self.a_grid.block);
                 let mut a = block;
                 for _ in 0..here {
                     let (b0, b1) = (_mm256_loadu_ps(b), _mm256_loadu_ps(b.add(8)));
