@@ -102,7 +102,7 @@ pub struct Product {
     pub bias: Option<u64>,
     /// A matrix of the shape of c that is added to it; it may be c itself.
     pub residual: Option<Matrix>,
-    /// Whether negative results become 0.
+    /// Whether negative results become 0. What is not a number stays so or becomes 0: devices differ.
     pub relu: bool,
 }
 

@@ -187,15 +187,20 @@ fn check(status: CUresult, what: impl fmt::Display) -> Result<()> {
     }
 }
 
-/// What an address points at, if the driver knows. A context is current.
-fn memory_type(address: u64) -> Option<sys::CUmemorytype_enum> {
-    use sys::CUmemorytype_enum::{CU_MEMORYTYPE_DEVICE, CU_MEMORYTYPE_HOST};
-    let mut kind = 0u32;
-    let what = sys::CUpointer_attribute_enum::CU_POINTER_ATTRIBUTE_MEMORY_TYPE;
-    // SAFETY: the attribute is 32 bits, which are valid while they are written; any address may be asked for.
-    let status = unsafe { sys::cuPointerGetAttribute((&raw mut kind).cast(), what, address) };
-    let known = [CU_MEMORYTYPE_HOST, CU_MEMORYTYPE_DEVICE].into_iter().find(|&known| known as u32 == kind);
-    known.filter(|_| status == CUresult::CUDA_SUCCESS)
+/// The kind of memory at an address, a `CUmemorytype`, and the device that it was allocated on; zeros where the driver
+/// does not know the address. A context is current.
+fn memory_at(address: u64) -> (u32, i32) {
+    use sys::CUpointer_attribute_enum::{
+        CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, CU_POINTER_ATTRIBUTE_MEMORY_TYPE,
+    };
+    let (mut kind, mut ordinal) = (0u32, 0i32);
+    let mut attributes = [CU_POINTER_ATTRIBUTE_MEMORY_TYPE, CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL];
+    let mut places = [(&raw mut kind).cast::<c_void>(), (&raw mut ordinal).cast()];
+    // The call for one attribute makes an error of an address that the driver does not know; this one does not.
+    // SAFETY: two attributes of 32 bits, which are valid while they are written; any address may be asked for.
+    let status =
+        unsafe { sys::cuPointerGetAttributes(2, attributes.as_mut_ptr(), places.as_mut_ptr(), address) };
+    if status == CUresult::CUDA_SUCCESS { (kind, ordinal) } else { (0, 0) }
 }
 
 /// A poisoned lock holds what it held: nothing here is left half done by a panic.
@@ -678,7 +683,7 @@ impl Driver for Gpu {
             return Ok(());
         }
         let mut source = data.as_ptr();
-        let pinned = memory_type(source as u64) == Some(sys::CUmemorytype_enum::CU_MEMORYTYPE_HOST);
+        let pinned = memory_at(source as u64).0 == sys::CUmemorytype_enum::CU_MEMORYTYPE_HOST as u32;
         let staged = !pinned && data.len() <= STAGING;
         let mut staging = lock(&self.0.staging);
         if staged {
@@ -811,20 +816,9 @@ impl Driver for Gpu {
     }
 
     fn holds(&self, address: u64) -> bool {
-        use sys::CUpointer_attribute_enum::CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL;
         let Ok(_entered) = self.0.enter() else { return false };
-        let mut ordinal = -1i32;
-        // SAFETY: the attribute is 32 bits, which are valid while they are written; any address may be asked for.
-        let status = unsafe {
-            sys::cuPointerGetAttribute(
-                (&raw mut ordinal).cast(),
-                CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL,
-                address,
-            )
-        };
-        status == CUresult::CUDA_SUCCESS
-            && ordinal == self.0.context.ordinal as i32
-            && memory_type(address) == Some(sys::CUmemorytype_enum::CU_MEMORYTYPE_DEVICE)
+        let device = sys::CUmemorytype_enum::CU_MEMORYTYPE_DEVICE as u32;
+        memory_at(address) == (device, self.0.context.ordinal as i32)
     }
 
     fn synchronise(&self) -> Result<()> {

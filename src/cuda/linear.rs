@@ -2,6 +2,7 @@
 
 use super::driver::{Matrix, Product};
 use super::reduce::column_sums;
+use super::structure::repeat_row;
 use super::{driver_of, scratch_like};
 use crate::{Error, Result, Tensor};
 
@@ -29,11 +30,16 @@ pub fn apply(
     residual: Option<&Tensor>,
     relu: bool,
 ) -> Result<Tensor> {
-    let y = scratch_like(x, x.shape().with_last(weight.dim(1)))?;
+    let mut y = scratch_like(x, x.shape().with_last(weight.dim(1)))?;
     same_type(x, [None, None, residual])?;
-    let product = layer(x, weight, bias, &y)?;
+    let mut product = layer(x, weight, bias, &y)?;
     let Matrix { stride, batch, .. } = product.c;
-    let residual = residual.map(|r| matrix(r, stride, batch)).transpose()?;
+    let mut residual = residual.map(|r| matrix(r, stride, batch)).transpose()?;
+    // Some releases of cuBLASLt refuse the bias of a single column: it goes ahead, and the product is added to it.
+    if let (1, Some(bias), None) = (weight.dim(1), bias, residual) {
+        repeat_row(bias, &mut y)?;
+        (product.bias, residual) = (None, Some(product.c));
+    }
     // SAFETY: the lengths are those of the tensors, all of one type and on one device.
     unsafe { driver_of(x)?.product(&Product { residual, relu, ..product })? };
     Ok(y)

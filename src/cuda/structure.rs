@@ -102,6 +102,14 @@ fn streams(len: usize, c: usize) -> (Layout, Layout, [usize; 3]) {
     (apart, Layout { start: 0, steps: [c, 0, 2 * c] }, [2, 1, len / (2 * c)])
 }
 
+/// Each stream's row of x `(S, C)` at every place of that stream of y `(S, …, C)`.
+pub(super) fn repeat_row(x: &Tensor, y: &mut Tensor) -> Result<()> {
+    let (s, c) = (x.dim(0), x.dim(1));
+    let rows = y.len() / (s * c);
+    let (one, all) = (Layout { start: 0, steps: [c, 0, 0] }, Layout { start: 0, steps: [rows * c, 0, c] });
+    copy_rows((x, one), (y, all), [s, 1, rows], c)
+}
+
 /// The channels `range` of x `(…, C)`.
 pub fn select_channels(x: &Tensor, range: Range<usize>) -> Result<Tensor> {
     let (c, width) = (x.shape().last(), range.len());

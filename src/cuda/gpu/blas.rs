@@ -91,21 +91,27 @@ impl Blas {
         if !self.plans.contains_key(&key) {
             let plan = match Plan::new(self, product) {
                 Ok(plan) => Some(plan),
-                Err(CublasError(
-                    sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED
-                    | sys::cublasStatus_t::CUBLAS_STATUS_INVALID_VALUE,
-                )) if product.count > 1 => None,
+                Err(e) if product.count > 1 && refused(e) => None,
                 Err(e) => return Err(failed(product, e)),
             };
             self.plans.insert(Key::new(product), plan);
         }
-        let Some(plan) = self.plans.get(&key).and_then(Option::as_ref) else {
-            // SAFETY: the caller vouches for all of the products, so for each.
-            return (0..product.count).try_for_each(|i| unsafe { self.run(&single(product, i), stream) });
-        };
-        // SAFETY: the caller vouches for the matrices; the plan was made for their layouts and alignments.
-        unsafe { plan.run(self, product, stream) }.map_err(|e| failed(product, e))
+        if let Some(plan) = self.plans.get(&key).and_then(Option::as_ref) {
+            // SAFETY: the caller vouches for the matrices; the plan was made for their layouts and alignments.
+            match unsafe { plan.run(self, product, stream) } {
+                Err(e) if product.count > 1 && refused(e) => self.plans.insert(key, None),
+                done => return done.map_err(|e| failed(product, e)),
+            };
+        }
+        // SAFETY: the caller vouches for all of the products, so for each.
+        (0..product.count).try_for_each(|i| unsafe { self.run(&single(product, i), stream) })
     }
+}
+
+/// Whether cuBLASLt does not do this at all, of which nothing was queued.
+fn refused(CublasError(status): CublasError) -> bool {
+    use sys::cublasStatus_t::*;
+    matches!(status, CUBLAS_STATUS_NOT_SUPPORTED | CUBLAS_STATUS_INVALID_VALUE)
 }
 
 impl Drop for Blas {
