@@ -1,14 +1,16 @@
 // y = GELU(z), z = b + the depthwise 3×3 convolution of x with padding 1.
 //
 // A thread has one column and 4 channels (8 or 16 bytes), and walks down a strip of rows with the 3×3 pixels around it
-// in registers, the next row already on its way: x comes from memory once (and from the caches three times, by the
-// neighbouring columns), y goes there once.
+// in registers, the rows to come already on their way (two of them, one in backward): x comes from memory once (and
+// from the caches three times, by the neighbouring columns), y goes there once. What is on its way is kept in whole
+// words until its turn: numbers of 16 bits would be taken out of them on arrival, and each row would wait for memory.
 // Backward takes two passes: the first reads x and dy and writes dz = dy·GELU′(z), with z computed again, and from the
 // same registers sums dw and db; the second reads dz and writes dx, by the forward's kernel with the weight turned by
 // 180°. These are five tensors moved. A single pass would move three, but compute dz again in a margin around each
 // tile, and the derivative of GELU is what the first pass spends most instructions on.
 #include <common.cuh>
 #include <math.cuh>
+#include <ptx.cuh>
 
 // Threads of a block along the channels, and how many columns it walks side by side.
 constexpr int kAcross = 16;
@@ -17,28 +19,20 @@ constexpr int kThreads = kAcross * kColumns;
 // Channels of a thread.
 constexpr int kGroup = 4;
 
-// The pixels (y, column − 1), (y, column), (y, column + 1), as they are stored; zeros outside of the image.
-template <int N, class T>
-__device__ inline void fetch(const T* image, int y, int column, int height, int width, int c, Pack<T, N> (&row)[3]) {
-    const T* from = image + (static_cast<ptrdiff_t>(y) * width + column - 1) * c;
-    const bool inside = y >= 0 && y < height;
-#pragma unroll
-    for (int k = 0; k < 3; ++k) {
-        if (inside && column + k >= 1 && column + k <= width) {
-            row[k] = *reinterpret_cast<const Pack<T, N>*>(from + static_cast<ptrdiff_t>(k) * c);
-        } else {
-#pragma unroll
-            for (int j = 0; j < N; ++j) row[k].v[j] = from_float<T>(0.0f);
-        }
-    }
-}
+// Numbers of a pixel as they are stored, in words that nobody has looked into yet.
+template <int kBytes> struct Words { unsigned words[kBytes / 4]; };
+template <> struct Words<2> { unsigned short words[1]; };
+template <int N, class T> struct Pixel : Words<static_cast<int>(sizeof(T)) * N> {};
 
-template <int N, class T> __device__ inline void unpack(const Pack<T, N> (&row)[3], float (&v)[3][N]) {
+template <int N, class T> __device__ inline void unpack(const Pixel<N, T>& pixel, float (&v)[N]) {
+    Pack<T, N> pack;
+    memcpy(&pack, pixel.words, sizeof pack);
 #pragma unroll
-    for (int k = 0; k < 3; ++k) {
+    for (int j = 0; j < N; ++j) v[j] = to_float(pack.v[j]);
+}
+template <int N, class T> __device__ inline void unpack(const Pixel<N, T> (&row)[3], float (&v)[3][N]) {
 #pragma unroll
-        for (int j = 0; j < N; ++j) v[k][j] = to_float(row[k].v[j]);
-    }
+    for (int k = 0; k < 3; ++k) unpack(row[k], v[k]);
 }
 
 // What a thread works on: strips of `rows` rows, numbered by image, strip and column, and a group of channels.
@@ -53,6 +47,32 @@ struct Place {
         }
     }
     __device__ size_t image() const { return static_cast<size_t>(height) * width * c; }
+    __device__ ptrdiff_t line() const { return static_cast<ptrdiff_t>(width) * c; }
+};
+
+// Reads the strip `first .. last` of x from the row above it to the row below it, at one column and beside it.
+template <int N, class T> struct Rows {
+    const Place& place;
+    const T* from;  // The column's pixel in the row to read next.
+    int last;
+    bool left, right;  // Whether there is a column beside it.
+
+    __device__ Rows(const T* image, const Place& place, int column, int first, int last)
+        : place(place),
+          from(image + (first - 1) * place.line() + static_cast<ptrdiff_t>(column) * place.c),
+          last(last),
+          left(column > 0),
+          right(column + 1 < place.width) {}
+
+    // The pixels (row, column − 1), (row, column), (row, column + 1) of the next row; zeros outside of the image, and
+    // for rows that the strip does not need. The number of the row is the caller's: registers are scarce.
+    __device__ void next(int row, Pixel<N, T> (&pixels)[3]) {
+        const bool inside = row >= 0 && row < place.height && row <= last;
+        load_words(pixels[0].words, from - place.c, inside && left);
+        load_words(pixels[1].words, from, inside);
+        load_words(pixels[2].words, from + place.c, inside && right);
+        from += place.line();
+    }
 };
 
 // The nine weights of N channels, in the order of the sum.
@@ -72,7 +92,8 @@ __device__ inline void add_row(float (&sum)[N], const float (&w)[9][N], int firs
     }
 }
 
-// A row of x is added to the sums of the three rows that it belongs to, of which the first is complete then.
+// A row of x is added to the sums of the three rows that it belongs to, of which the first is complete then. After six
+// rows the three sums and the two rows ahead are in their first places again.
 template <int N, bool kForward, class T>
 __device__ void convolve_items(const T* x, const T* weight, const T* bias, T* y, int begin, int end,
                                const Place& place) {
@@ -82,16 +103,17 @@ __device__ void convolve_items(const T* x, const T* weight, const T* bias, T* y,
     load_weight(weight + channel, w, c, !kForward);
     if (kForward) load(bias + channel, b);
     place.each(begin, end, [&](int image, int column, int first, int last) {
-        const T* from = x + image * place.image() + channel;
-        T* to = y + (image * place.image() + channel + static_cast<size_t>(column) * c);
+        const size_t at = image * place.image() + channel;
+        Rows<N, T> rows(x + at, place, column, first, last);
+        T* to = y + (at + first * place.line() + static_cast<size_t>(column) * c);
         float sums[3][N];
-        Pack<T, N> next[3];
-        fetch(from, first - 1, column, place.height, place.width, c, next);
-        const auto step = [&](int row, float(&above)[N], float(&here)[N], float(&below)[N]) {
+        Pixel<N, T> ahead[2][3];
+        const auto step = [&](int row, Pixel<N, T>(&next)[3], float(&above)[N], float(&here)[N],
+                              float(&below)[N]) {
             if (row > last) return;
             float v[3][N];
             unpack(next, v);
-            if (row < last) fetch(from, row + 1, column, place.height, place.width, c, next);
+            rows.next(row + 2, next);
 #pragma unroll
             for (int j = 0; j < N; ++j) below[j] = b[j];
             add_row(above, w, 6, v);
@@ -102,14 +124,18 @@ __device__ void convolve_items(const T* x, const T* weight, const T* bias, T* y,
 #pragma unroll
                 for (int j = 0; j < N; ++j) above[j] = gelu(above[j]);
             }
-            store(to + static_cast<size_t>(row - 1) * place.width * c, above);
+            store(to, above);
+            to += place.line();
         };
+        rows.next(first - 1, ahead[0]);
+        rows.next(first, ahead[1]);
 #pragma unroll
         for (int j = 0; j < N; ++j) sums[0][j] = sums[1][j] = b[j];
-        for (int row = first - 1; row <= last; row += 3) {
-            step(row, sums[0], sums[1], sums[2]);
-            step(row + 1, sums[1], sums[2], sums[0]);
-            step(row + 2, sums[2], sums[0], sums[1]);
+        for (int row = first - 1; row <= last; row += 6) {
+#pragma unroll
+            for (int k = 0; k < 6; ++k) {
+                step(row + k, ahead[k % 2], sums[k % 3], sums[(k + 1) % 3], sums[(k + 2) % 3]);
+            }
         }
     });
 }
@@ -142,16 +168,15 @@ __device__ void backward_items(const T* dy, const T* x, const T* weight, const T
         load_weight(weight + channel, w, c, false);
         place.each(begin, end, [&](int image, int column, int first, int last) {
             const size_t at = image * place.image() + channel;
-            const T* from = x + at;
-            float rows[3][3][N];
-            Pack<T, N> next[3];
+            Rows<N, T> rows(x + at, place, column, first, last);
+            size_t offset = at + first * place.line() + static_cast<size_t>(column) * c;
+            float v[3][3][N];
+            Pixel<N, T> ahead[3], dy_ahead;
             const auto step = [&](int row, float(&above)[3][N], float(&here)[3][N], float(&below)[3][N]) {
                 if (row >= last) return;
-                unpack(next, below);
-                if (row + 1 < last) fetch(from, row + 2, column, place.height, place.width, c, next);
-                const size_t offset = at + (static_cast<size_t>(row) * place.width + column) * c;
                 float g[N], z[N];
-                load(dy + offset, g);
+                unpack(dy_ahead, g);
+                load_words(dy_ahead.words, dy + (offset + place.line()), row + 1 < last);
                 load(bias + channel, z);  // Again, from the cache: registers are scarce here.
                 add_row(z, w, 0, above);
                 add_row(z, w, 3, here);
@@ -168,16 +193,21 @@ __device__ void backward_items(const T* dy, const T* x, const T* weight, const T
                     }
                 }
                 store(dz + offset, g);
+                offset += place.line();
+                unpack(ahead, above);  // It is the next row's `below`.
+                rows.next(row + 3, ahead);
             };
-            fetch(from, first - 1, column, place.height, place.width, c, next);
-            unpack(next, rows[0]);
-            fetch(from, first, column, place.height, place.width, c, next);
-            unpack(next, rows[1]);
-            fetch(from, first + 1, column, place.height, place.width, c, next);
+#pragma unroll
+            for (int k = 0; k < 3; ++k) {
+                rows.next(first - 1 + k, ahead);
+                unpack(ahead, v[k]);
+            }
+            rows.next(first + 2, ahead);
+            load_words(dy_ahead.words, dy + offset, true);
             for (int row = first; row < last; row += 3) {
-                step(row, rows[0], rows[1], rows[2]);
-                step(row + 1, rows[1], rows[2], rows[0]);
-                step(row + 2, rows[2], rows[0], rows[1]);
+                step(row, v[0], v[1], v[2]);
+                step(row + 1, v[1], v[2], v[0]);
+                step(row + 2, v[2], v[0], v[1]);
             }
         });
     }

@@ -29,6 +29,30 @@ __device__ inline void cast(const From* x, To* y, u64 len) {
     if (i < len) y[i] = from_float<To>(to_float(x[i]));
 }
 
+// A piece of a tensor that is cast along with others: where it lies and where it goes, and how many numbers it has.
+struct Piece {
+    u64 from, to, len;
+};
+
+// A block for each piece.
+template <class To> __device__ inline void cast_all(const Piece* pieces) {
+    const Piece piece = pieces[blockIdx.x];
+    const float* x = reinterpret_cast<const float*>(piece.from);
+    To* y = reinterpret_cast<To*>(piece.to);
+    constexpr int N = kLanes<float>;
+    const int len = static_cast<int>(piece.len), groups = aligned<float>(0, x, y) ? len / N : 0;
+#pragma unroll 4
+    for (int i = threadIdx.x; i < groups; i += blockDim.x) {
+        float v[N];
+        load(x + N * i, v);
+        store(y + N * i, v);
+    }
+    for (int i = N * groups + threadIdx.x; i < len; i += blockDim.x) y[i] = from_float<To>(x[i]);
+}
+
+extern "C" __global__ void cast_all_f16(const Piece* pieces) { cast_all<__half>(pieces); }
+extern "C" __global__ void cast_all_bf16(const Piece* pieces) { cast_all<__nv_bfloat16>(pieces); }
+
 #define KERNELS(T, t)                                                                                                  \
     extern "C" __global__ void add_##t(const T* x, const T* z, T* y, u64 groups, u64 len) {                         \
         zip(x, z, y, groups, len, [](float x, float z) { return x + z; });                                                     \

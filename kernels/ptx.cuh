@@ -62,9 +62,43 @@ template <int N> __device__ inline void cp_async_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
+// Loads 2, 4, 8 or 16 bytes of global memory that the kernel does not write, or zeros where not `valid`; `global` is
+// not read then. There is neither a branch nor a choice between two values, so nothing waits for the memory until the
+// words are used.
+__device__ inline void load_words(unsigned short (&words)[1], const void* global, bool valid) {
+    asm volatile("{.reg .pred p; setp.ne.b32 p, %2, 0; mov.b16 %0, 0; @p ld.global.nc.b16 %0, [%1];}"
+                 : "=&h"(words[0])
+                 : "l"(__cvta_generic_to_global(global)), "r"(static_cast<int>(valid)));
+}
+__device__ inline void load_words(unsigned (&words)[1], const void* global, bool valid) {
+    asm volatile("{.reg .pred p; setp.ne.b32 p, %2, 0; mov.b32 %0, 0; @p ld.global.nc.b32 %0, [%1];}"
+                 : "=&r"(words[0])
+                 : "l"(__cvta_generic_to_global(global)), "r"(static_cast<int>(valid)));
+}
+__device__ inline void load_words(unsigned (&words)[2], const void* global, bool valid) {
+    asm volatile(
+        "{.reg .pred p; setp.ne.b32 p, %3, 0; mov.b32 %0, 0; mov.b32 %1, 0; @p ld.global.nc.v2.b32 {%0, %1}, [%2];}"
+        : "=&r"(words[0]), "=&r"(words[1])
+        : "l"(__cvta_generic_to_global(global)), "r"(static_cast<int>(valid)));
+}
+__device__ inline void load_words(unsigned (&words)[4], const void* global, bool valid) {
+    asm volatile(
+        "{.reg .pred p; setp.ne.b32 p, %5, 0; mov.b32 %0, 0; mov.b32 %1, 0; mov.b32 %2, 0; mov.b32 %3, 0; "
+        "@p ld.global.nc.v4.b32 {%0, %1, %2, %3}, [%4];}"
+        : "=&r"(words[0]), "=&r"(words[1]), "=&r"(words[2]), "=&r"(words[3])
+        : "l"(__cvta_generic_to_global(global)), "r"(static_cast<int>(valid)));
+}
+
 // 2^x to about 2 units in the last place; numbers below 2⁻¹²⁶ are zeros.
 __device__ inline float exp2_approx(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// 1/x to 1 unit in the last place; zero for x above 2¹²⁶. Shorter than __fdividef, which also scales its arguments.
+__device__ inline float reciprocal_approx(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }

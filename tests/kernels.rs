@@ -6,13 +6,7 @@ use std::path::Path;
 use amdanet::cuda::kernels::{ARCHS, KERNELS, NVCC, PTXAS};
 
 /// Kernels that may spill registers or use local memory, and why.
-const ALLOWED: &[(&str, &str)] = &[
-    (
-        "depthwise_backward_f32",
-        "8 bytes on sm_90a, so that three blocks fit on a multiprocessor instead of two",
-    ),
-    ("depthwise_backward_bf16", "as depthwise_backward_f32"),
-];
+const ALLOWED: &[(&str, &str)] = &[];
 
 /// Files in `kernels/` without a launcher of their name in `src/cuda/`.
 const NO_LAUNCHER: &[&str] = &[];

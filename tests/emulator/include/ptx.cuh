@@ -1,6 +1,9 @@
 // The functions of kernels/ptx.cuh without PTX: the emulator does what the instructions do.
 #pragma once
 
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
 constexpr unsigned emulated_mma(__half) { return kEmulatedMmaF16; }
 constexpr unsigned emulated_mma(__nv_bfloat16) { return kEmulatedMmaBf16; }
 
@@ -49,5 +52,15 @@ inline void cp_async_commit() { emulated_copy_commit(); }
 // Waits for all groups but the latest N.
 template <int N> inline void cp_async_wait() { emulated_copy_wait(N); }
 
+// 2, 4, 8 or 16 bytes, or zeros where not `valid`: one access of that size.
+template <class Word, int N> inline void load_words(Word (&words)[N], const void* global, bool valid) {
+    struct alignas(sizeof(Word) * N) All { Word words[N]; } all = {};
+    if (valid) all = *static_cast<const All*>(global);
+    __builtin_memcpy(words, all.words, sizeof words);
+}
+
 // 2^x, zero below 2⁻¹²⁶.
 inline float exp2_approx(float x) { return x < -126.0f ? 0.0f : ::exp2f(x); }
+
+// 1/x, zero above 2¹²⁶.
+inline float reciprocal_approx(float x) { return ::fabsf(x) > 0x1p126f ? ::copysignf(0.0f, x) : 1.0f / x; }
