@@ -53,6 +53,28 @@ template <class T, class... P> __device__ inline bool aligned(int c, const P*...
     return c % kLanes<T> == 0 && ((reinterpret_cast<unsigned long long>(addresses) % 16 == 0) && ...);
 }
 
+// How the threads along x of a grid share rows of c numbers. A lane takes up to `packs` packs of N numbers of a row,
+// and more where a warp does not suffice. As many lanes as that needs, rounded up to a power of two and at most a warp,
+// are a group and take a row. The groups of a warp take rows side by side.
+template <int N> struct Group {
+    int width;                // Lanes of a group.
+    int start, step;          // The first number of this lane in a row, and from one pack to the next.
+    long long first, stride;  // The warp's first row, and to its next; the group's own is `group` further on.
+    int group;
+
+    __device__ explicit Group(int c, int packs = 1) {
+        const int lanes = (c + N * packs - 1) / (N * packs), warps = blockDim.x / kWarp;
+        width = 1;
+        while (width < lanes && width < kWarp) width *= 2;
+        start = threadIdx.x % width * N;
+        step = width * N;
+        group = threadIdx.x % kWarp / width;
+        const int at_once = kWarp / width;
+        first = (static_cast<long long>(blockIdx.x) * warps + threadIdx.x / kWarp) * at_once;
+        stride = static_cast<long long>(gridDim.x) * warps * at_once;
+    }
+};
+
 // Sums over the 32 lanes of a warp, the same in every lane.
 __device__ inline float warp_sum(float x) {
 #pragma unroll

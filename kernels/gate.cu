@@ -20,25 +20,6 @@ __device__ inline float open(float dot, float aa, float bb, float tau) {
     return dot / (fmaxf(sqrtf(aa), kSmallestNorm) * fmaxf(sqrtf(bb), kSmallestNorm)) < tau ? 1.0f : 0.0f;
 }
 
-// The channels of a pixel that are this lane's, and the pixels that are its group's.
-template <int N> struct Group {
-    int width, start, step;
-    long long first, stride;  // Of the warp's first pixel; the group's own is `group` further on.
-    int group;
-
-    __device__ explicit Group(int c) {
-        const int lanes = (c + N - 1) / N, warps = blockDim.x / kWarp;
-        width = 1;
-        while (width < lanes && width < kWarp) width *= 2;
-        start = threadIdx.x % width * N;
-        step = width * N;
-        group = threadIdx.x % kWarp / width;
-        const int at_once = kWarp / width;
-        first = (static_cast<long long>(blockIdx.x) * warps + threadIdx.x / kWarp) * at_once;
-        stride = static_cast<long long>(gridDim.x) * warps * at_once;
-    }
-};
-
 // m(pixel, end, group) is the mask of the group's pixel, in each of its lanes; a lane's channels are below `end`.
 template <int N, class T, class M>
 __device__ void forward_pixels(const T* first, const T* second, M m, float lambda, T* y0, T* y1, int pixels, int c,

@@ -1,11 +1,22 @@
 //! Launches of `kernels/layer_norm.cu`; see [`crate::cpu::layer_norm`] for the equations.
 
-use super::reduce::{parts, sum_partials};
+use super::pool::THREADS;
+use super::reduce::sum_partials;
 use super::{Call, WARP, scratch_f32, scratch_like};
 use crate::{DType, Result, Tensor};
 
-/// Channels that a warp holds in registers: the kernel's `kTile`.
-const TILE: usize = 512;
+/// Numbers of a row that a lane holds: the kernel's `kHeld`.
+const HELD: usize = 16;
+/// Channels that a warp holds: the kernel's `kTile`.
+const TILE: usize = HELD * WARP;
+
+/// Blocks for `rows` rows of `c` numbers, at most `most`; a group of lanes takes a row at a time, and all groups about
+/// as many rows.
+fn blocks(rows: usize, c: usize, most: usize) -> usize {
+    let lanes = c.div_ceil(HELD).next_power_of_two().min(WARP);
+    let blocks = rows.div_ceil(THREADS / lanes);
+    blocks.div_ceil(blocks.div_ceil(most))
+}
 
 /// x `(S, …, C)`, weight and bias f32 `(S, C)` -> y of the shape of x, and μ and 1/√(σ² + eps) of each row, f32
 /// `(rows, 2)`.
@@ -26,9 +37,9 @@ fn norm(
     eps: f32,
     statistics: Option<&mut Tensor>,
 ) -> Result<Tensor> {
-    const WARPS: usize = 4;
+    const MOST_BLOCKS: usize = 1024;
     let (s, c) = (weight.dim(0), weight.dim(1));
-    let rows = x.len() / c;
+    let rows = x.len() / (s * c);
     let mut y = scratch_like(x, x.shape())?;
     let call = Call::new("layer_norm", x)?
         .input(x)
@@ -37,12 +48,12 @@ fn norm(
         .output(&mut y)
         .maybe_output_of(statistics, DType::F32)
         .int(rows)
-        .int(rows / s)
         .int(c)
         .float(eps)
         .operations(7 * x.len());
-    // SAFETY: a warp for each row of C numbers, guarded; weight and bias have a row for each of the S streams.
-    unsafe { call.launch([rows.div_ceil(WARPS), 1, 1], WARPS * WARP, 0)? };
+    // SAFETY: the kernel covers the rows of each of the S streams with any number of blocks; weight and bias have C
+    // numbers for each stream, and the statistics two for each row.
+    unsafe { call.launch([blocks(rows, c, MOST_BLOCKS), s, 1], THREADS, 0)? };
     Ok(y)
 }
 
@@ -53,10 +64,11 @@ pub fn backward(
     weight: &Tensor,
     statistics: &Tensor,
 ) -> Result<(Tensor, Tensor, Tensor)> {
-    const WARPS: usize = 8;
+    // Each leaves a partial sum.
+    const MOST_BLOCKS: usize = 256;
     let (s, c) = (weight.dim(0), weight.dim(1));
     let rows = x.len() / (s * c);
-    let (parts, per_part) = parts(rows, 4 * WARPS);
+    let parts = blocks(rows, c, MOST_BLOCKS);
     let mut dx = scratch_like(x, x.shape())?;
     let mut partial = scratch_f32(x, [2, s, parts, c])?;
     let call = Call::new("layer_norm_backward", x)?
@@ -67,12 +79,12 @@ pub fn backward(
         .output(&mut dx)
         .output_of(&mut partial, DType::F32)
         .int(rows)
-        .int(per_part)
         .int(c)
         .operations(14 * x.len());
-    // SAFETY: the blocks of rows, tiles of channels and streams cover x (S, rows, C), and ends are guarded; the shared
-    // memory holds a float for each warp and channel of a tile.
-    unsafe { call.launch([parts, c.div_ceil(TILE), s], WARPS * WARP, WARPS * c.min(TILE) * 4)? };
+    // SAFETY: the kernel covers the rows with any number of blocks, the tiles of channels and the streams cover the
+    // rest of x (S, rows, C), and ends are guarded. The shared memory holds a float for each warp and channel of a
+    // tile.
+    unsafe { call.launch([parts, c.div_ceil(TILE), s], THREADS, THREADS / WARP * c.min(TILE) * 4)? };
     let mut sums = scratch_f32(x, [2, s, c])?;
     sum_partials(&partial, &mut sums, 2 * s, parts, 1.0)?;
     let [dw, db] = [0, 1].map(|i| sums.narrow(i..i + 1).and_then(|half| half.reshape([s, c])));
