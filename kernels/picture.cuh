@@ -2,5 +2,11 @@
 #pragma once
 #include <common.cuh>
 
-__device__ inline float number(unsigned char x) { return static_cast<float>(x) / 255.0f; }
+// Exactly x / 255 for every byte: the product with the rounded 1 / 255, then one step by what is left over. A division
+// takes many more instructions.
+__device__ inline float number(unsigned char x) {
+    constexpr float kStep = 1.0f / 255.0f;
+    const float near = static_cast<float>(x) * kStep;
+    return fmaf(fmaf(-255.0f, near, static_cast<float>(x)), kStep, near);
+}
 template <class T> __device__ inline float number(T x) { return to_float(x); }
