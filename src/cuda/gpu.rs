@@ -675,6 +675,11 @@ impl Driver for Gpu {
         }
     }
 
+    fn is_pinned(&self, memory: &[u8]) -> bool {
+        let host = sys::CUmemorytype_enum::CU_MEMORYTYPE_HOST as u32;
+        self.0.enter().is_ok_and(|_entered| memory_at(memory.as_ptr() as u64).0 == host)
+    }
+
     unsafe fn upload(&self, data: &[u8], to: u64) -> Result<()> {
         let what = format!("upload of {} bytes", data.len());
         let _entered = self.0.enter()?;
@@ -683,7 +688,7 @@ impl Driver for Gpu {
             return Ok(());
         }
         let mut source = data.as_ptr();
-        let pinned = memory_at(source as u64).0 == sys::CUmemorytype_enum::CU_MEMORYTYPE_HOST as u32;
+        let pinned = self.is_pinned(data);
         let staged = !pinned && data.len() <= STAGING;
         let mut staging = lock(&self.0.staging);
         if staged {

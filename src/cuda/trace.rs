@@ -4,8 +4,9 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::driver::{Driver, Graph, Launch, Memory, Product, Work};
-use crate::{Error, Result};
+use super::driver::{Driver, Graph, Launch, Product, Work};
+use super::reduce::column_sums;
+use crate::{DType, Device, Error, Result, Tensor};
 
 /// A launch, and how often it occurred with the same shape and work.
 #[derive(Clone, Debug)]
@@ -31,8 +32,9 @@ struct Record {
 /// counted, and whatever is downloaded is zeros, so that a network's launches can be listed on any machine.
 pub struct Trace {
     device: Option<Arc<dyn Driver>>,
-    /// What is written before each launch, so that the launch finds nothing in the device's caches.
-    flush: Option<(Memory, usize)>,
+    /// What is read before each launch, so that the launch finds nothing in the device's caches, nor anything that is
+    /// still to be written to memory.
+    flush: Option<Tensor>,
     next_address: AtomicU64,
     /// Bytes in use, and the most that were in use at once.
     live: AtomicUsize,
@@ -46,17 +48,17 @@ impl Trace {
         Arc::new(Self::with(device, None))
     }
 
-    /// Records what `device` is told to do, and writes `bytes` bytes of its memory before each launch: with more of
+    /// Records what `device` is told to do, and reads `bytes` bytes of its memory before each launch: with more of
     /// them than its caches hold, every launch reads from memory.
     ///
     /// # Errors
     /// When there is not enough memory.
     pub fn cold(device: Arc<dyn Driver>, bytes: usize) -> Result<Arc<Self>> {
-        let flush = Some((Memory::new(&device, bytes)?, bytes));
-        Ok(Arc::new(Self::with(Some(device), flush)))
+        let flush = Tensor::zeros_on(&Device::Cuda(device.clone()), [1, bytes / 1024, 256], DType::F32)?;
+        Ok(Arc::new(Self::with(Some(device), Some(flush))))
     }
 
-    fn with(device: Option<Arc<dyn Driver>>, flush: Option<(Memory, usize)>) -> Self {
+    fn with(device: Option<Arc<dyn Driver>>, flush: Option<Tensor>) -> Self {
         let (live, peak) = (AtomicUsize::new(0), AtomicUsize::new(0));
         Self { device, flush, next_address: AtomicU64::new(256), live, peak, records: Mutex::default() }
     }
@@ -96,9 +98,8 @@ impl Trace {
     fn record(&self, launch: String, work: Work, run: impl FnOnce(&dyn Driver) -> Result<()>) -> Result<()> {
         let marks = match &self.device {
             Some(device) => {
-                if let Some((memory, bytes)) = &self.flush {
-                    // SAFETY: the memory is ours.
-                    unsafe { device.fill(memory.address(), 0, *bytes)? };
+                if let Some(flush) = &self.flush {
+                    column_sums(flush, 1)?;
                 }
                 let start = device.mark()?;
                 run(&**device)?;

@@ -23,6 +23,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
+pub use device::Pinned;
 pub use network::Wanted;
 use pack::{Source, Weights};
 pub use plan::{Plan, Step, Watch};

@@ -10,7 +10,7 @@ use super::super::run::one_pair;
 use super::super::{say, say_json};
 use super::{Options, Row, merged};
 use crate::data::{Limits, Pair, Picture, read_pair, synth, write_gray, write_rgb};
-use crate::infer::{Engine, Pairs, Session, Wanted};
+use crate::infer::{Engine, Pairs, Pinned, Session, Wanted};
 use crate::model::Amdanet;
 use crate::{DType, Device, Error, Result, Tensor, checkpoint};
 
@@ -59,7 +59,18 @@ impl ModelOptions {
         let mut rows = Vec::new();
         for batch in batches {
             let [visible, infrared] = [repeated(&visible, batch)?, repeated(&infrared, batch)?];
-            let (pairs, wanted) = (Pairs::new(&visible, &infrared)?, Wanted::default());
+            // As a program that feeds a device keeps them.
+            let pinned = match &device {
+                Device::Cpu => None,
+                Device::Cuda(driver) => {
+                    Some([&visible, &infrared].map(|x| Pinned::new::<f32>(driver, x.clone())))
+                }
+            };
+            let [visible, infrared] = match &pinned {
+                None => [&visible, &infrared],
+                Some(pinned) => pinned.each_ref().map(Pinned::tensor),
+            };
+            let (pairs, wanted) = (Pairs::new(visible, infrared)?, Wanted::default());
             rows.push(options.measure(&device, batch, || match self.profile {
                 true => session.run_timed(&pairs, wanted).map(drop),
                 false => session.run(&pairs, wanted).map(drop),

@@ -7,11 +7,10 @@ mod recorder;
 mod weights;
 
 use std::collections::HashMap;
-use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use network::{Forward, Outputs};
-use pinned::Pinned;
+pub use pinned::Pinned;
 use recorder::{Recorded, Recorder};
 use weights::Weights;
 
@@ -124,7 +123,7 @@ impl Session {
         }
         let host = &network.host;
         let [image, logits, probabilities] = host.floats.each_ref().map(|x| x.as_ref().map(Tensor::f32));
-        let (labels, fused) = (host.labels.bytes(), host.fused.bytes());
+        let (labels, fused) = (host.labels.tensor().as_slice(), host.fused.tensor().as_slice());
         Ok(Some(Output { labels, fused, image, logits, probabilities }))
     }
 
@@ -194,10 +193,12 @@ impl Network {
         let outside = bytes.map(Tensor::bytes).sum();
         memory::check(outside, &format!("pictures and results of {width}x{height} pixels"))?;
         let on_host = |x: &Option<Tensor>| x.as_ref().map(|x| Tensor::scratch_of(x.shape(), DType::F32));
+        let pinned =
+            |x: &Tensor| Pinned::new::<u8>(recorder.device(), Tensor::scratch_of([x.bytes()], DType::U8));
         let host = Host {
-            pictures: Pinned::new(recorder.device(), pictures.bytes()),
-            labels: Pinned::new(recorder.device(), on_device.labels.bytes()),
-            fused: Pinned::new(recorder.device(), on_device.fused.bytes()),
+            pictures: pinned(&pictures),
+            labels: pinned(&on_device.labels),
+            fused: pinned(&on_device.fused),
             floats: floats.map(on_host),
         };
         recorder.begin();
@@ -229,32 +230,31 @@ impl Network {
         }
         let size = (frame.height, frame.width);
         let pictures = address(&self.pictures)?;
-        let staging = self.host.pictures.bytes_mut();
+        let staging = self.host.pictures.as_mut_slice();
         let half = staging.len() / 2;
-        // The bytes of the pictures that come from the host.
-        let mut from_host: Option<Range<usize>> = None;
         for (i, picture) in frame.pictures.iter().enumerate() {
-            let range = i * half..(i + 1) * half;
+            let to = pictures + (i * half) as u64;
             match picture {
                 Picture::Host(pixels) => {
-                    from_host = Some(from_host.map_or(range.start, |before| before.start)..range.end);
-                    staging[range].copy_from_slice(match pixels {
+                    let mut from: &[u8] = match pixels {
                         Pixels::Bytes(bytes) => bytes,
                         Pixels::Floats(floats) => bytemuck::cast_slice(floats),
-                    });
+                    };
+                    if !queue.is_pinned(from) {
+                        let pinned = &mut staging[i * half..(i + 1) * half];
+                        pinned.copy_from_slice(from);
+                        from = pinned;
+                    }
+                    // SAFETY: there is room for a picture, which nobody else uses; what is read stays as it is until the
+                    // device was waited for, which is before the end of a run with pictures of the host.
+                    unsafe { queue.upload(from, to)? };
                 }
                 Picture::Device(pixels) => {
-                    let (to, bytes) = (pictures + range.start as u64, self.pictures.dtype() == DType::U8);
+                    let bytes = self.pictures.dtype() == DType::U8;
                     // SAFETY: there is room for a picture; the caller vouches for the one that is read.
                     unsafe { frame::read(queue, pixels, size, to, bytes)? };
                 }
             }
-        }
-        if let Some(from_host) = from_host {
-            let to = pictures + from_host.start as u64;
-            // SAFETY: the pictures on the device have as many bytes, which nobody else uses; the staging stays as it is until
-            // the device was waited for.
-            unsafe { queue.upload(&staging[from_host], to)? };
         }
         // SAFETY: weights, pictures and outputs are where they were when this was recorded.
         unsafe {
@@ -318,8 +318,8 @@ impl Network {
 
     fn download(&mut self, queue: &dyn Driver) -> Result<()> {
         let (on_device, host) = (&self.device, &mut self.host);
-        download(queue, &on_device.labels, host.labels.bytes_mut())?;
-        download(queue, &on_device.fused, host.fused.bytes_mut())?;
+        download(queue, &on_device.labels, host.labels.as_mut_slice())?;
+        download(queue, &on_device.fused, host.fused.as_mut_slice())?;
         let floats = [&on_device.image, &on_device.logits, &on_device.probabilities];
         for (from, to) in floats.into_iter().zip(&mut host.floats) {
             if let (Some(from), Some(to)) = (from, to) {

@@ -2,46 +2,49 @@
 
 use std::sync::Arc;
 
+use crate::Tensor;
 use crate::cuda::driver::Driver;
-use crate::{DType, Tensor};
+use crate::tensor::Element;
 
 /// From this many bytes on, tensors are mappings of their own, which can be pinned.
 const SMALLEST: usize = 128 << 10;
 
-/// Bytes that are pinned, if they are many and may be.
+/// A tensor in the host's memory that is pinned for a device, if it is large and may be: pictures in one go there faster.
 pub struct Pinned {
     tensor: Tensor,
-    driver: Option<Arc<dyn Driver>>,
+    /// Who has pinned it, and where it lies.
+    pinned: Option<(Arc<dyn Driver>, usize)>,
 }
 
 impl Pinned {
-    /// `bytes` bytes of arbitrary content.
-    pub fn new(driver: &Arc<dyn Driver>, bytes: usize) -> Self {
-        let mut pinned = Self { tensor: Tensor::scratch_of([bytes], DType::U8), driver: None };
-        if bytes >= SMALLEST {
-            // SAFETY: a tensor of this size is a mapping of its own; `drop` unpins it before it is given back.
-            let done = unsafe { driver.pin(pinned.bytes_mut().as_mut_ptr(), bytes) };
-            pinned.driver = done.is_ok().then(|| driver.clone());
-        }
-        pinned
+    /// Pins `tensor`, or a copy of it if others share its memory.
+    ///
+    /// # Panics
+    /// When `T` is not the tensor's type, or the tensor is on a device.
+    pub fn new<T: Element>(driver: &Arc<dyn Driver>, mut tensor: Tensor) -> Self {
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(tensor.as_mut_slice::<T>());
+        let (at, len) = (bytes.as_mut_ptr(), bytes.len());
+        // SAFETY: memory of this size is a mapping of its own, which the tensor keeps until `drop` has unpinned it.
+        let done = len >= SMALLEST && unsafe { driver.pin(at, len).is_ok() };
+        Self { tensor, pinned: done.then(|| (driver.clone(), at as usize)) }
     }
 
-    /// The bytes.
-    pub fn bytes(&self) -> &[u8] {
-        self.tensor.as_slice()
+    /// The tensor.
+    pub fn tensor(&self) -> &Tensor {
+        &self.tensor
     }
 
-    /// The bytes, for writing.
-    pub fn bytes_mut(&mut self) -> &mut [u8] {
+    /// Its elements, for writing: where they are pinned, as long as nobody else has the tensor.
+    pub(super) fn as_mut_slice<T: Element>(&mut self) -> &mut [T] {
         self.tensor.as_mut_slice()
     }
 }
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        if let Some(driver) = self.driver.take() {
+        if let Some((driver, at)) = self.pinned.take() {
             // SAFETY: it was pinned in `new`, and whoever copies waits for the copy.
-            unsafe { driver.unpin(self.bytes_mut().as_mut_ptr()) };
+            unsafe { driver.unpin(at as *mut u8) };
         }
     }
 }
