@@ -9,7 +9,7 @@ use std::ops::Range;
 use super::driver::{Matrix, Product};
 use super::linear::{matrix, same_type};
 use super::reduce::column_sums;
-use super::{Call, driver_of, scratch_like};
+use super::{Call, driver_of, scratch_f32, scratch_like};
 use crate::cpu::conv::{Lengths, Window};
 use crate::{DType, Error, Result, Shape, Tensor};
 
@@ -106,6 +106,7 @@ impl Patches {
             let (first, rows) = (lines.start * l.out_width, lines.len() * l.out_width);
             let product = Product {
                 dtype: self.dtype,
+                c_dtype: self.dtype,
                 count: l.streams,
                 shape: (rows, o, k),
                 a: self.matrix(x, lines, &mut scratch)?,
@@ -175,27 +176,28 @@ pub fn infer(
     patches.product(x, weight, bias)
 }
 
-/// The gradient of the weight.
+/// The gradient of the weight, f32.
 pub fn backward_weight(dy: &Tensor, x: &Tensor, weight: Shape, window: Window) -> Result<Tensor> {
     same_type(x, [Some(dy), None, None])?;
     let patches = Patches::of(x.shape(), weight, window, x.dtype());
     let (l, k) = (patches.l, patches.row);
     let (s, o) = (l.streams, l.outputs);
-    // Each chunk's gradient for itself; they are added in f32.
+    // Each chunk's gradient for itself.
     let chunks = patches.chunks().len();
-    let partial = scratch_like(x, [s, chunks, o * k])?;
+    let partial = scratch_f32(x, [s, chunks, o * k])?;
     let mut scratch = None;
     for (chunk, lines) in patches.chunks().enumerate() {
         let (first, rows) = (lines.start * l.out_width, lines.len() * l.out_width);
         let product = Product {
             dtype: x.dtype(),
+            c_dtype: DType::F32,
             count: s,
             shape: (o, k, rows),
             a: at(matrix(dy, o, l.pixels() * o)?, first * o, patches.size),
             a_transposed: true,
             b: patches.matrix(x, lines, &mut scratch)?,
             b_transposed: false,
-            c: at(matrix(&partial, k, chunks * o * k)?, chunk * o * k, patches.size),
+            c: at(matrix(&partial, k, chunks * o * k)?, chunk * o * k, DType::F32.size()),
             bias: None,
             residual: None,
             relu: false,
@@ -238,6 +240,7 @@ pub fn backward_input(dy: &Tensor, weight: &Tensor, x: Shape, window: Window) ->
         };
         let product = Product {
             dtype: dy.dtype(),
+            c_dtype: dy.dtype(),
             count: s,
             shape: (rows, k, o),
             a: at(matrix(dy, o, l.pixels() * o)?, sample * window_rows * o, patches.size),
@@ -274,7 +277,7 @@ fn turned(weight: &Tensor) -> Result<Tensor> {
     Ok(y)
 }
 
-/// The gradient of the bias.
+/// The gradient of the bias, f32.
 pub fn backward_bias(dy: &Tensor) -> Result<Tensor> {
     column_sums(dy, dy.dim(0))
 }

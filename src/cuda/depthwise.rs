@@ -75,7 +75,7 @@ pub fn forward(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
     Ok(y)
 }
 
-/// The gradients of x, weight and bias. The sum before GELU is computed again rather than saved.
+/// The gradients of x, and in f32 of weight and bias. The sum before GELU is computed again rather than saved.
 pub fn backward(dy: Tensor, x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<[Tensor; 3]> {
     let plan = Plan::of(x);
     let (s, c) = (plan.streams, plan.channels);
@@ -95,7 +95,7 @@ pub fn backward(dy: Tensor, x: &Tensor, weight: &Tensor, bias: &Tensor) -> Resul
     // SAFETY: the tensors of the kernel; a block of strips writes its own part of the partial sums; the shared memory
     // holds ten floats for each channel of each thread.
     unsafe { plan.launch(call, vector, items, shared)? };
-    let (mut dw, mut db) = (scratch_like(x, [s, 3, 3, c])?, scratch_like(x, [s, c])?);
+    let (mut dw, mut db) = (scratch_f32(x, [s, 3, 3, c])?, scratch_f32(x, [s, c])?);
     sum_partials(&partial_dw, &mut dw, s, parts, 1.0)?;
     sum_partials(&partial_db, &mut db, s, parts, 1.0)?;
     drop(dy);

@@ -78,12 +78,13 @@ pub struct Matrix {
     pub batch: usize,
 }
 
-/// `count` products c = a·b + bias + residual, or ReLU of that, where a is m×k, b is k×n and c is m×n; all of one type,
-/// sums in f32.
+/// `count` products c = a·b + bias + residual, or ReLU of that, where a is m×k, b is k×n and c is m×n; sums in f32.
 #[derive(Clone, Copy, Debug)]
 pub struct Product {
-    /// The type of every matrix and of the bias.
+    /// The type of a, b and the bias.
     pub dtype: DType,
+    /// The type of c and the residual: `dtype`, or f32 where there is no bias.
+    pub c_dtype: DType,
     /// How many.
     pub count: usize,
     /// m, n, k.
@@ -112,6 +113,7 @@ impl fmt::Display for Product {
         let t = |transposed| if transposed { "'" } else { "" };
         write!(f, "product_{} {} x ({m}x{k}){}", self.dtype, self.count, t(self.a_transposed))?;
         write!(f, "({k}x{n}){}", t(self.b_transposed))?;
+        f.write_str(if self.c_dtype != self.dtype { " in f32" } else { "" })?;
         f.write_str(if self.bias.is_some() { " + bias" } else { "" })?;
         f.write_str(if self.residual.is_some() { " + residual" } else { "" })?;
         f.write_str(if self.relu { ", relu" } else { "" })
@@ -122,9 +124,9 @@ impl Product {
     /// Bytes of all matrices, each counted once, and operations.
     pub fn work(&self) -> Work {
         let (m, n, k) = self.shape;
-        let residual = if self.residual.is_some() { m * n } else { 0 };
-        let numbers = self.count * (m * k + k * n + m * n + residual);
-        Work { bytes: (numbers * self.dtype.size()) as u64, operations: (2 * self.count * m * n * k) as u64 }
+        let results = m * n * if self.residual.is_some() { 2 } else { 1 };
+        let bytes = self.dtype.size() * (m * k + k * n) + self.c_dtype.size() * results;
+        Work { bytes: (self.count * bytes) as u64, operations: (2 * self.count * m * n * k) as u64 }
     }
 }
 
@@ -291,6 +293,11 @@ pub trait Driver: Send + Sync {
     /// # Safety
     /// The memory was pinned, from this address on.
     unsafe fn unpin(&self, _memory: *mut u8) {}
+
+    /// Whether memory of the host is pinned, by [`Driver::pin`] or by whoever it belongs to.
+    fn is_pinned(&self, _memory: &[u8]) -> bool {
+        false
+    }
 
     /// Copies from the host.
     ///

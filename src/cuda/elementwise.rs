@@ -79,3 +79,54 @@ pub fn cast(x: &Tensor, dtype: DType) -> Result<Tensor> {
     map(&format!("cast_{dtype}"), x, None, &mut y, 0)?;
     Ok(y)
 }
+
+/// A piece of a tensor as `cast_all` sees it: addresses and numbers.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Zeroable, bytemuck::Pod)]
+struct Piece {
+    from: u64,
+    to: u64,
+    len: u64,
+}
+
+/// The numbers of a block of `cast_all`.
+const PIECE: usize = 4096;
+
+/// Float32 tensors of one device as 16-bit `dtype`, in one launch: the parts of one buffer, each from a multiple of 256
+/// bytes on.
+pub fn cast_all(tensors: &[&Tensor], dtype: DType) -> Result<Vec<Tensor>> {
+    let Some(first) = tensors.first() else { return Ok(Vec::new()) };
+    let device = first.device();
+    if let Some(wrong) = tensors.iter().find(|x| x.dtype() != DType::F32 || x.device() != device) {
+        let why =
+            format!("a {} tensor on {:?}, where all are f32 on {device:?}", wrong.dtype(), wrong.device());
+        return Err(Error::shape("cast_all", why, &[wrong.shape()]));
+    }
+    let room = |x: &Tensor| x.len().next_multiple_of(256 / dtype.size());
+    let all = Tensor::scratch_on(&device, [tensors.iter().map(|x| room(x)).sum()], dtype)?;
+    let no_tensor = || Error::cuda("cast_all", "a tensor is on the CPU");
+    let (_, base) = all.address().ok_or_else(no_tensor)?;
+    let (mut starts, mut pieces) = (Vec::with_capacity(tensors.len()), Vec::new());
+    let (mut start, mut numbers) = (0, 0);
+    for x in tensors {
+        let (_, from) = x.address().ok_or_else(no_tensor)?;
+        pieces.extend((0..x.len()).step_by(PIECE).map(|at| Piece {
+            from: from + 4 * at as u64,
+            to: base + ((start + at) * dtype.size()) as u64,
+            len: PIECE.min(x.len() - at) as u64,
+        }));
+        starts.push(start);
+        (start, numbers) = (start + room(x), numbers + x.len());
+    }
+    if !pieces.is_empty() {
+        let table: &[u8] = bytemuck::cast_slice(&pieces);
+        let table = Tensor::from_slice([table.len()], table)?.to(&device)?;
+        let call = Call::untyped(&format!("cast_all_{dtype}"), &table)?.input_of(&table, DType::U8);
+        let call = call.bytes((4 + dtype.size()) * numbers).operations(0);
+        // SAFETY: a block for each piece, which lies within its tensor and within the part of `all` that is for it; the
+        // tensors are borrowed, and `all` is new.
+        unsafe { call.launch([pieces.len(), 1, 1], THREADS, 0)? };
+    }
+    let part = |(x, start): (&&Tensor, usize)| all.narrow(start..start + x.len())?.reshape(x.shape());
+    tensors.iter().zip(starts).map(part).collect()
+}

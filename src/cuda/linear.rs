@@ -3,8 +3,8 @@
 use super::driver::{Matrix, Product};
 use super::reduce::column_sums;
 use super::structure::repeat_row;
-use super::{driver_of, scratch_like};
-use crate::{Error, Result, Tensor};
+use super::{driver_of, scratch_f32, scratch_like};
+use crate::{DType, Error, Result, Tensor};
 
 /// A tensor as row-major matrices of `stride` columns, `batch` numbers apart.
 pub(crate) fn matrix(x: &Tensor, stride: usize, batch: usize) -> Result<Matrix> {
@@ -63,6 +63,7 @@ fn layer(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, y: &Tensor) -> Resu
     same_type(x, [Some(weight), bias, None])?;
     Ok(Product {
         dtype: x.dtype(),
+        c_dtype: x.dtype(),
         count: s,
         shape: (rows, o, i),
         a: matrix(x, i, rows * i)?,
@@ -84,6 +85,7 @@ pub fn backward_input(dy: &Tensor, weight: &Tensor) -> Result<Tensor> {
     same_type(dy, [Some(weight), None, None])?;
     let product = Product {
         dtype: dy.dtype(),
+        c_dtype: dy.dtype(),
         count: s,
         shape: (rows, i, o),
         a: matrix(dy, o, rows * o)?,
@@ -100,14 +102,15 @@ pub fn backward_input(dy: &Tensor, weight: &Tensor) -> Result<Tensor> {
     Ok(dx)
 }
 
-/// dW = dyᵀ·x for each of `s` streams, `(S, O, I)`.
+/// dW = dyᵀ·x for each of `s` streams, f32 `(S, O, I)`.
 pub fn backward_weight(dy: &Tensor, x: &Tensor, s: usize) -> Result<Tensor> {
     let (o, i) = (dy.shape().last(), x.shape().last());
     let rows = dy.len() / (s * o);
-    let dw = scratch_like(dy, [s, o, i])?;
+    let dw = scratch_f32(dy, [s, o, i])?;
     same_type(dy, [Some(x), None, None])?;
     let product = Product {
         dtype: dy.dtype(),
+        c_dtype: DType::F32,
         count: s,
         shape: (o, i, rows),
         a: matrix(dy, o, rows * o)?,
@@ -124,7 +127,7 @@ pub fn backward_weight(dy: &Tensor, x: &Tensor, s: usize) -> Result<Tensor> {
     Ok(dw)
 }
 
-/// db = the column sums of dy, for each of `s` streams, `(S, O)`.
+/// db = the column sums of dy, for each of `s` streams, f32 `(S, O)`.
 pub fn backward_bias(dy: &Tensor, s: usize) -> Result<Tensor> {
     column_sums(dy, s)
 }

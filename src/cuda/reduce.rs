@@ -1,6 +1,6 @@
 //! Sums over rows, in an order that the shape alone decides.
 
-use super::{Call, scratch_f32, scratch_like};
+use super::{Call, scratch_f32};
 use crate::{DType, Result, Tensor};
 
 /// Blocks of rows that fill a device without making many partial sums.
@@ -12,7 +12,7 @@ pub(crate) fn parts(rows: usize, least: usize) -> (usize, usize) {
     (rows.div_ceil(per_part), per_part)
 }
 
-/// The sums over rows of each stream: x `(s, rows, C)` of any type -> `(s, C)` of the same type.
+/// The sums over rows of each stream: x `(s, rows, C)` of any type -> f32 `(s, C)`.
 pub(crate) fn column_sums(x: &Tensor, s: usize) -> Result<Tensor> {
     let c = x.shape().last();
     let rows = x.len() / (s * c);
@@ -23,7 +23,7 @@ pub(crate) fn column_sums(x: &Tensor, s: usize) -> Result<Tensor> {
     // SAFETY: the grid's tiles of 32 channels, parts and streams cover x (s, rows, C) and the partial sums; a tile's
     // last channels are guarded. The shared memory is a float for each thread.
     unsafe { call.launch([c.div_ceil(32), parts, s], 256, 256 * 4)? };
-    let mut y = scratch_like(x, [s, c])?;
+    let mut y = scratch_f32(x, [s, c])?;
     sum_partials(&partial, &mut y, s, parts, 1.0)?;
     Ok(y)
 }

@@ -1,5 +1,7 @@
 //! Named parameters, and how their published layout maps onto the one that the operations want.
 
+use std::sync::OnceLock;
+
 use crate::random::Stream;
 use crate::{DType, Device, Error, Result, Shape, Tensor};
 
@@ -130,11 +132,13 @@ pub struct Params {
     list: Vec<Param>,
     device: Device,
     compute: DType,
+    /// All of them in the type of the products, from when one was asked for until a value may change.
+    rounded: OnceLock<Vec<Tensor>>,
 }
 
 impl Default for Params {
     fn default() -> Self {
-        Self { list: Vec::new(), device: Device::Cpu, compute: DType::F32 }
+        Self { list: Vec::new(), device: Device::Cpu, compute: DType::F32, rounded: OnceLock::new() }
     }
 }
 
@@ -161,6 +165,7 @@ impl Params {
                 "{device:?} cannot compute in {compute}: the CPU computes in f32"
             )));
         }
+        self.rounded.take();
         for param in &mut self.list {
             param.value = param.value.to(device)?;
         }
@@ -183,13 +188,29 @@ impl Params {
         &self.list[id.0]
     }
 
+    /// One parameter in the type of activations and products.
+    ///
+    /// # Errors
+    /// When the device reports one.
+    pub fn rounded(&self, id: ParamId) -> Result<Tensor> {
+        if self.rounded.get().is_none() {
+            let values: Vec<&Tensor> = self.list.iter().map(|p| &p.value).collect();
+            let rounded = Tensor::cast_all(&values, self.compute)?;
+            // Another pass may have been faster.
+            let _ = self.rounded.set(rounded);
+        }
+        Ok(self.rounded.get().expect("it was set above")[id.0].clone())
+    }
+
     /// The numbers of one parameter, for writing.
     pub fn value_mut(&mut self, id: ParamId) -> &mut Tensor {
+        self.rounded.take();
         &mut self.list[id.0].value
     }
 
     /// The numbers of all parameters, for writing, with what the optimizer does with them.
     pub fn values_mut(&mut self) -> impl Iterator<Item = (Role, &mut Tensor)> {
+        self.rounded.take();
         self.list.iter_mut().map(|p| (p.role, &mut p.value))
     }
 
@@ -198,6 +219,7 @@ impl Params {
     /// # Errors
     /// When `data` does not have as many numbers as the published shape, or a device reports an error.
     pub fn import(&mut self, id: ParamId, stream: usize, data: &[f32]) -> Result<()> {
+        self.rounded.take();
         let param = &mut self.list[id.0];
         let mut value = std::mem::replace(&mut param.value, Tensor::zeros([0])).to(&Device::Cpu)?;
         let done = param.import_into(&mut value, stream, data);
@@ -225,6 +247,7 @@ impl Params {
     /// # Panics
     /// When the parameters are not on the CPU.
     pub fn initialise(&mut self, seed: u64) {
+        self.rounded.take();
         for (i, param) in self.list.iter_mut().enumerate() {
             let data = param.value.f32_mut();
             match param.init {
@@ -286,6 +309,7 @@ impl<'a> Scope<'a> {
             Layout::PointwiseParts => Shape::try_from(&lengths[1..]).expect("three axes"),
             _ => Shape::try_from(&lengths[..]).expect("a weight has at most five axes"),
         };
+        self.params.rounded.take();
         self.params.list.push(Param { names, layout, role, init, value: Tensor::zeros(shape) });
         ParamId(self.params.list.len() - 1)
     }

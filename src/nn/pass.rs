@@ -179,7 +179,10 @@ impl<'a> Pass<'a> {
         if let Some(rounded) = &self.rounded[id.0] {
             return Ok(rounded.clone());
         }
-        let rounded = ops::cast(&mut self.tape, &leaf, compute)?;
+        let rounded = match compute {
+            DType::F32 => leaf,
+            _ => ops::cast(&mut self.tape, &leaf, self.params.rounded(id)?),
+        };
         self.rounded[id.0] = Some(rounded.clone());
         Ok(rounded)
     }

@@ -349,6 +349,18 @@ impl Tensor {
         Ok(all)
     }
 
+    /// [`Tensor::cast`] of float32 tensors on one device to a 16-bit type; a CUDA device does it in one launch, and the
+    /// results share a buffer.
+    ///
+    /// # Errors
+    /// When a tensor is not float32 or on another device, or the device reports an error.
+    pub fn cast_all(tensors: &[&Tensor], dtype: DType) -> Result<Vec<Self>> {
+        match tensors.first() {
+            Some(first) if !first.is_on_cpu() => crate::cuda::elementwise::cast_all(tensors, dtype),
+            _ => tensors.iter().map(|x| x.cast(dtype)).collect(),
+        }
+    }
+
     /// The same numbers stored as `dtype`; float16 and bfloat16 round to nearest even.
     ///
     /// # Errors

@@ -86,6 +86,7 @@ fn products_are_those_of_a_plain_loop() {
         let on = |bit: usize| (case / 3) >> bit & 1 == 1;
         let (a_transposed, b_transposed, with_bias, with_residual, in_place, relu) =
             (on(0), on(1), on(2), on(3), on(4), on(5));
+        let c_dtype = if with_bias || case / 2 % 2 == 0 { dtype } else { DType::F32 };
         let bench = Bench::new(Options { checked: case % 2 == 0, ..Options::default() });
         // Rows and products lie further apart than they need to.
         let dense = |rows: usize, columns: usize| (columns + 3, rows * (columns + 3) + 5);
@@ -94,12 +95,14 @@ fn products_are_those_of_a_plain_loop() {
         let (c_stride, c_batch) = dense(m, n);
         let (a, b) = (numbers(1, count * a_batch), numbers(2, count * b_batch));
         let (bias, old) = (numbers(3, count * n), numbers(4, count * c_batch));
-        let upload = |numbers: &[f32]| bench.buffer(&to_bytes(dtype, numbers));
-        let (da, db, dbias, dc, dr) = (upload(&a), upload(&b), upload(&bias), upload(&old), upload(&old));
+        let upload = |numbers: &[f32], dtype| bench.buffer(&to_bytes(dtype, numbers));
+        let (da, db, dbias) = (upload(&a, dtype), upload(&b, dtype), upload(&bias, dtype));
+        let (dc, dr) = (upload(&old, c_dtype), upload(&old, c_dtype));
         let matrix = |memory: &Memory, stride, batch| Matrix { address: memory.address(), stride, batch };
         let c = matrix(&dc, c_stride, c_batch);
         let product = Product {
             dtype,
+            c_dtype,
             count,
             shape: (m, n, k),
             a: matrix(&da, a_stride, a_batch),
@@ -127,8 +130,8 @@ fn products_are_those_of_a_plain_loop() {
             sum += if with_residual { old[place] } else { 0.0 };
             expected[place] = if relu { sum.max(0.0) } else { sum };
         }
-        let expected = from_bytes(dtype, &to_bytes(dtype, &expected));
-        let c = from_bytes(dtype, &bench.read::<u8>(&dc, old.len() * dtype.size()));
+        let expected = from_bytes(c_dtype, &to_bytes(c_dtype, &expected));
+        let c = from_bytes(c_dtype, &bench.read::<u8>(&dc, old.len() * c_dtype.size()));
         assert_eq!(c, expected, "{product}");
     }
 }
@@ -142,6 +145,7 @@ fn tf32_rounds_the_factors_alone() {
         let matrix = |memory: &Memory| Matrix { address: memory.address(), stride: 1, batch: 1 };
         let product = Product {
             dtype: DType::F32,
+            c_dtype: DType::F32,
             count: 1,
             shape: (1, 1, 1),
             a: matrix(&a),
@@ -197,6 +201,7 @@ fn each_kind_of_call_can_be_made_to_fail_once() {
         let one = Matrix { address: x.address(), stride: 1, batch: 1 };
         let product = Product {
             dtype: DType::F32,
+            c_dtype: DType::F32,
             count: 1,
             shape: (1, 1, 1),
             a: one,

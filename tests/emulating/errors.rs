@@ -217,6 +217,7 @@ fn a_product_that_reaches_too_far() {
         let matrix = |address, stride| Matrix { address, stride, batch: 0 };
         let product = Product {
             dtype: DType::F32,
+            c_dtype: DType::F32,
             count: 1,
             shape: (3, 5, 4),
             a: matrix(a.address(), 4),

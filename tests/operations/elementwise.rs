@@ -1,4 +1,4 @@
-use amdanet::ops;
+use amdanet::{DType, Device, Tensor, ops};
 
 use crate::device;
 use crate::gradient::{check, random};
@@ -27,5 +27,28 @@ fn on_a_device() {
         device::check(&x, &[], &[], |t, v, _| ops::sigmoid(t, &v[0]));
         device::check(&x, &[], &[], |t, v, _| ops::gelu(t, &v[0]));
         device::check(&x, &[], &[], |t, v, _| ops::relu(t, &v[0]));
+    }
+}
+
+/// All at once rounds as one after the other does, whatever the lengths and the alignment.
+#[test]
+fn casts_all_at_once() {
+    for place in device::all() {
+        for dtype in [DType::F16, DType::BF16] {
+            let lengths = [1, 5, 4096, 4097, 128, 10_000];
+            let place = |(i, &len): (usize, &usize)| device::placed(&random([len], i as u64), place, i % 3);
+            let tensors: Vec<Tensor> = lengths.iter().enumerate().map(place).collect();
+            let all = Tensor::cast_all(&tensors.iter().collect::<Vec<_>>(), dtype).unwrap();
+            assert_eq!(all.len(), tensors.len());
+            for (x, y) in tensors.iter().zip(&all) {
+                let [want, got] = [&x.cast(dtype).unwrap(), y].map(|y| {
+                    assert_eq!((y.shape(), y.dtype()), (x.shape(), dtype));
+                    y.to(&Device::Cpu).unwrap().cast(DType::F32).unwrap()
+                });
+                assert_eq!(got.f32(), want.f32());
+            }
+            let halves = all[0].clone();
+            assert!(Tensor::cast_all(&[&tensors[0], &halves], dtype).is_err());
+        }
     }
 }

@@ -27,7 +27,7 @@ pub struct Blas {
 /// What an algorithm depends on.
 #[derive(PartialEq, Eq, Hash)]
 struct Key {
-    dtype: DType,
+    dtypes: [DType; 2],
     count: usize,
     shape: (usize, usize, usize),
     a: Layed,
@@ -84,7 +84,8 @@ impl Blas {
         if product.count == 0 || m == 0 || n == 0 {
             return Ok(());
         }
-        if k == 0 || product.dtype == DType::U8 {
+        let wrong_bias = product.bias.is_some() && product.c_dtype != product.dtype;
+        if k == 0 || product.dtype == DType::U8 || wrong_bias {
             return Err(Error::cuda(product, "cannot be computed"));
         }
         let key = Key::new(product);
@@ -136,44 +137,50 @@ fn failed(product: &Product, CublasError(status): CublasError) -> Error {
 
 /// Product number `i` alone.
 fn single(product: &Product, i: usize) -> Product {
-    let size = product.dtype.size();
-    let at = |matrix: Matrix| Matrix { address: matrix.address + (i * matrix.batch * size) as u64, ..matrix };
+    let at = |matrix: Matrix, dtype: DType| Matrix {
+        address: matrix.address + (i * matrix.batch * dtype.size()) as u64,
+        ..matrix
+    };
     Product {
         count: 1,
-        a: at(product.a),
-        b: at(product.b),
-        c: at(product.c),
-        bias: product.bias.map(|bias| bias + (i * product.shape.1 * size) as u64),
-        residual: product.residual.map(at),
+        a: at(product.a, product.dtype),
+        b: at(product.b, product.dtype),
+        c: at(product.c, product.c_dtype),
+        bias: product.bias.map(|bias| bias + (i * product.shape.1 * product.dtype.size()) as u64),
+        residual: product.residual.map(|residual| at(residual, product.c_dtype)),
         ..*product
     }
 }
 
-/// The largest power of two, up to 256, that divides the addresses of all arrays of a product, when those are `step`
-/// numbers apart.
-fn alignment(address: u64, step: usize, product: &Product) -> u32 {
-    let step = if product.count > 1 { step * product.dtype.size() } else { 0 };
+/// The largest power of two, up to 256, that divides the addresses of `count` arrays that are `step` numbers apart.
+fn alignment(address: u64, step: usize, dtype: DType, count: usize) -> u32 {
+    let step = if count > 1 { step * dtype.size() } else { 0 };
     1 << (address | step as u64).trailing_zeros().min(8)
+}
+
+/// The same of the bias.
+fn bias_alignment(product: &Product) -> Option<u32> {
+    product.bias.map(|bias| alignment(bias, product.shape.1, product.dtype, product.count))
 }
 
 impl Key {
     fn new(product: &Product) -> Self {
-        let layed = |matrix: Matrix| Layed {
+        let layed = |matrix: Matrix, dtype: DType| Layed {
             stride: matrix.stride,
             batch: if product.count > 1 { matrix.batch } else { 0 },
-            alignment: alignment(matrix.address, matrix.batch, product),
+            alignment: alignment(matrix.address, matrix.batch, dtype, product.count),
         };
         Self {
-            dtype: product.dtype,
+            dtypes: [product.dtype, product.c_dtype],
             count: product.count,
             shape: product.shape,
-            a: layed(product.a),
-            b: layed(product.b),
-            c: layed(product.c),
-            residual: product.residual.map(layed),
+            a: layed(product.a, product.dtype),
+            b: layed(product.b, product.dtype),
+            c: layed(product.c, product.c_dtype),
+            residual: product.residual.map(|residual| layed(residual, product.c_dtype)),
             a_transposed: product.a_transposed,
             b_transposed: product.b_transposed,
-            bias_alignment: product.bias.map(|bias| alignment(bias, product.shape.1, product)),
+            bias_alignment: bias_alignment(product),
             relu: product.relu,
         }
     }
@@ -184,18 +191,18 @@ impl Plan {
     fn new(blas: &Blas, product: &Product) -> Result<Self, CublasError> {
         let (m, n, k) = product.shape;
         // As stored by columns: what has `rows` rows of `columns` numbers here has as many columns there.
-        let layout = |rows: usize, columns: usize, matrix: Matrix| {
-            Layout::new(product, columns as u64, rows as u64, matrix)
+        let layout = |rows: usize, columns: usize, matrix: Matrix, dtype: DType| {
+            Layout::new(product.count, columns as u64, rows as u64, matrix, dtype)
         };
         let (a_rows, a_columns) = if product.a_transposed { (k, m) } else { (m, k) };
         let (b_rows, b_columns) = if product.b_transposed { (n, k) } else { (k, n) };
         // The factors change places: cuBLASLt's A is b.
         let plan = Self {
             description: Description::new(blas, product)?,
-            a: layout(b_rows, b_columns, product.b)?,
-            b: layout(a_rows, a_columns, product.a)?,
-            c: layout(m, n, product.residual.unwrap_or(product.c))?,
-            d: layout(m, n, product.c)?,
+            a: layout(b_rows, b_columns, product.b, product.dtype)?,
+            b: layout(a_rows, a_columns, product.a, product.dtype)?,
+            c: layout(m, n, product.residual.unwrap_or(product.c), product.c_dtype)?,
+            d: layout(m, n, product.c, product.c_dtype)?,
             algorithm: sys::cublasLtMatmulAlgo_t { data: [0; 8] },
         };
         let preference = Preference::new()?;
@@ -205,14 +212,15 @@ impl Plan {
         preference.set(Wish::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, sums)?;
         let c = product.residual.unwrap_or(product.c);
         // There is no word for the alignment of the bias, which is read in vectors like the rest.
-        let bias = product.bias.map_or(256, |bias| alignment(bias, product.shape.1, product));
-        for (wish, matrix) in [
-            (Wish::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, product.b),
-            (Wish::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, product.a),
-            (Wish::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, c),
-            (Wish::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, product.c),
+        let bias = bias_alignment(product).unwrap_or(256);
+        for (wish, matrix, dtype) in [
+            (Wish::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, product.b, product.dtype),
+            (Wish::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, product.a, product.dtype),
+            (Wish::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, c, product.c_dtype),
+            (Wish::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, product.c, product.c_dtype),
         ] {
-            preference.set(wish, alignment(matrix.address, matrix.batch, product).min(bias))?;
+            let own = alignment(matrix.address, matrix.batch, dtype, product.count);
+            preference.set(wish, own.min(bias))?;
         }
         // SAFETY: all of the descriptions live until the end of this function.
         let best = unsafe {
@@ -312,9 +320,9 @@ impl Drop for Description {
 struct Layout(sys::cublasLtMatrixLayout_t);
 
 impl Layout {
-    fn new(product: &Product, rows: u64, columns: u64, matrix: Matrix) -> Result<Self, CublasError> {
+    fn new(count: usize, rows: u64, columns: u64, matrix: Matrix, dtype: DType) -> Result<Self, CublasError> {
         use sys::cublasLtMatrixLayoutAttribute_t as Attribute;
-        let dtype = match product.dtype {
+        let dtype = match dtype {
             DType::F16 => sys::cudaDataType_t::CUDA_R_16F,
             DType::BF16 => sys::cudaDataType_t::CUDA_R_16BF,
             DType::F32 | DType::U8 => sys::cudaDataType_t::CUDA_R_32F,
@@ -322,8 +330,8 @@ impl Layout {
         // A single row by rows may claim any stride; by columns it has to cover the column.
         let stride = if columns == 1 { (matrix.stride as u64).max(rows) } else { matrix.stride as u64 };
         let layout = Self(result::create_matrix_layout(dtype, rows, columns, stride as i64)?);
-        if product.count > 1 {
-            layout.set(Attribute::CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, product.count as i32)?;
+        if count > 1 {
+            layout.set(Attribute::CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, count as i32)?;
             layout.set(Attribute::CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, matrix.batch as i64)?;
         }
         Ok(layout)

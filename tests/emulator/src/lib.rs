@@ -70,6 +70,8 @@ struct Device {
     options: Options,
     memory: DeviceMemory,
     meetings: Mutex<Vec<Meeting>>,
+    /// Addresses and bytes of the host's memory that is pinned.
+    pinned: Mutex<Vec<(usize, usize)>>,
 }
 
 /// A wait between a queue and a stream.
@@ -85,7 +87,7 @@ impl Emulator {
     /// A device with no memory in use.
     pub fn new(options: Options) -> Arc<Self> {
         let memory = DeviceMemory::new(options.checked);
-        let device = Device { options, memory, meetings: Mutex::default() };
+        let device = Device { options, memory, meetings: Mutex::default(), pinned: Mutex::default() };
         Arc::new(Self { device: Arc::new(device), recording: Mutex::new(None) })
     }
 
@@ -170,6 +172,25 @@ impl Driver for Emulator {
         self.device.memory.free(address, bytes);
     }
 
+    unsafe fn pin(&self, memory: *mut u8, bytes: usize) -> Result<()> {
+        self.device.pinned().push((memory as usize, bytes));
+        Ok(())
+    }
+
+    unsafe fn unpin(&self, memory: *mut u8) {
+        let mut pinned = self.device.pinned();
+        let place = pinned.iter().position(|&(address, _)| address == memory as usize);
+        pinned.swap_remove(place.expect("what is unpinned was pinned"));
+    }
+
+    fn is_pinned(&self, memory: &[u8]) -> bool {
+        let range = memory.as_ptr_range();
+        let around = |&(address, bytes): &(usize, usize)| {
+            address <= range.start as usize && range.end as usize <= address + bytes
+        };
+        self.device.pinned().iter().any(around)
+    }
+
     unsafe fn upload(&self, data: &[u8], to: u64) -> Result<()> {
         let what = format!("upload of {} bytes", data.len());
         self.not_while_recording(&what)?;
@@ -241,6 +262,10 @@ impl Graph for Recording {
 }
 
 impl Device {
+    fn pinned(&self) -> MutexGuard<'_, Vec<(usize, usize)>> {
+        self.pinned.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
     /// # Safety
     /// What the task touches belongs to the caller.
     unsafe fn run(&self, task: &Task) -> Result<()> {

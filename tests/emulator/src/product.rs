@@ -15,6 +15,9 @@ use crate::memory::DeviceMemory;
 pub unsafe fn product(memory: &DeviceMemory, product: &Product, tf32: bool) -> Result<()> {
     let (m, n, k) = product.shape;
     let access = Accessor { memory, product };
+    if product.c_dtype != product.dtype && (product.c_dtype != DType::F32 || product.bias.is_some()) {
+        return Err(Error::cuda(product, "c and the bias have other types than they may"));
+    }
     if product.dtype == DType::U8 {
         return Err(Error::cuda(product, "products are of f32, f16 or bf16"));
     }
@@ -25,13 +28,14 @@ pub unsafe fn product(memory: &DeviceMemory, product: &Product, tf32: bool) -> R
     let b_shape = if product.b_transposed { (n, k) } else { (k, n) };
     // SAFETY: the caller vouches for the matrices, and each row is checked before it is touched.
     unsafe {
-        let mut a = access.read("a", product.a, a_shape)?;
-        let mut b = access.read("b", product.b, b_shape)?;
+        let mut a = access.read("a", product.a, a_shape, product.dtype)?;
+        let mut b = access.read("b", product.b, b_shape, product.dtype)?;
         let bias = product.bias.map(|address| Matrix { address, stride: n, batch: n });
-        let bias = bias.map(|bias| access.read("bias", bias, (1, n))).transpose()?;
+        let bias = bias.map(|bias| access.read("bias", bias, (1, n), product.dtype)).transpose()?;
         let residual =
-            product.residual.map(|residual| access.read("residual", residual, (m, n))).transpose()?;
-        access.check("c", product.c, (m, n), true)?;
+            product.residual.map(|residual| access.read("residual", residual, (m, n), product.c_dtype));
+        let residual = residual.transpose()?;
+        access.check("c", product.c, (m, n), product.c_dtype, true)?;
         if tf32 && product.dtype == DType::F32 {
             a.iter_mut().chain(&mut b).for_each(|x| *x = round_to_tf32(*x));
         }
@@ -71,18 +75,25 @@ struct Accessor<'a> {
 
 impl Accessor<'_> {
     /// The address of each row.
-    fn rows(&self, matrix: Matrix, rows: usize) -> impl Iterator<Item = u64> {
-        let size = self.product.dtype.size();
+    fn rows(&self, matrix: Matrix, rows: usize, dtype: DType) -> impl Iterator<Item = u64> {
+        let size = dtype.size();
         let place = move |i: usize| i % rows * matrix.stride + i / rows * matrix.batch;
         (0..self.product.count * rows).map(move |i| matrix.address.wrapping_add((place(i) * size) as u64))
     }
 
-    fn check(&self, name: &str, matrix: Matrix, (rows, columns): (usize, usize), write: bool) -> Result<()> {
-        let bytes = columns * self.product.dtype.size();
+    fn check(
+        &self,
+        name: &str,
+        matrix: Matrix,
+        (rows, columns): (usize, usize),
+        dtype: DType,
+        write: bool,
+    ) -> Result<()> {
+        let bytes = columns * dtype.size();
         if bytes == 0 {
             return Ok(());
         }
-        for (i, row) in self.rows(matrix, rows).enumerate() {
+        for (i, row) in self.rows(matrix, rows, dtype).enumerate() {
             let error = |why| Error::cuda(self.product, format!("{name}, row {}: {why}", i % rows));
             if !self.memory.holds(row, bytes) {
                 let place = self.memory.describe(row);
@@ -94,13 +105,19 @@ impl Accessor<'_> {
     }
 
     /// The numbers of a matrix, rows and products one after the other.
-    unsafe fn read(&self, name: &str, matrix: Matrix, shape: (usize, usize)) -> Result<Vec<f32>> {
-        self.check(name, matrix, shape, false)?;
+    unsafe fn read(
+        &self,
+        name: &str,
+        matrix: Matrix,
+        shape: (usize, usize),
+        dtype: DType,
+    ) -> Result<Vec<f32>> {
+        self.check(name, matrix, shape, dtype, false)?;
         let mut numbers = Vec::with_capacity(self.product.count * shape.0 * shape.1);
-        for row in self.rows(matrix, shape.0) {
+        for row in self.rows(matrix, shape.0, dtype) {
             // SAFETY: the row lies within an allocation, whose numbers are at multiples of their size or unaligned.
             unsafe {
-                match self.product.dtype {
+                match dtype {
                     DType::F32 => {
                         numbers.extend((0..shape.1).map(|i| (row as *const f32).add(i).read_unaligned()))
                     }
@@ -118,11 +135,12 @@ impl Accessor<'_> {
         if shape.1 == 0 {
             return;
         }
-        for (row, numbers) in self.rows(matrix, shape.0).zip(numbers.chunks(shape.1)) {
+        let dtype = self.product.c_dtype;
+        for (row, numbers) in self.rows(matrix, shape.0, dtype).zip(numbers.chunks(shape.1)) {
             for (i, x) in numbers.iter().enumerate() {
                 // SAFETY: `check` has found the row within an allocation.
                 unsafe {
-                    match self.product.dtype {
+                    match dtype {
                         DType::F32 => (row as *mut f32).add(i).write_unaligned(*x),
                         DType::F16 => (row as *mut f16).add(i).write_unaligned(f16::from_f32(*x)),
                         _ => (row as *mut bf16).add(i).write_unaligned(bf16::from_f32(*x)),
