@@ -155,7 +155,7 @@ impl Params {
 
     /// Moves every parameter to `device`, where passes store activations, and multiply matrices, as `compute`.
     ///
-    /// The parameters stay float32; with another type a pass makes rounded copies of the weights of its products.
+    /// The parameters stay float32; with another type there are rounded copies of them for products: [`Params::rounded`].
     ///
     /// # Errors
     /// When the CPU is to compute in another type than float32, or a device reports an error.
