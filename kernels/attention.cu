@@ -60,29 +60,18 @@ template <int DIM> __device__ inline int place(int row, int column) {
 // Starts to fill a tile of ROWS rows with `rows` rows of d numbers, and zeros.
 template <int DIM, int ROWS, class T>
 __device__ inline void load_tile(T* tile, const T* from, int rows, int stride, int d, bool vectors) {
-    constexpr int kGroups = DIM / 8, kRowsOfBlock = kThreads / kGroups;
-    static_assert(kThreads % kGroups == 0, "a thread stays in its column");
-    const int column = threadIdx.x % kGroups * 8;
-    int row = threadIdx.x / kGroups;
-    const T* at = from + static_cast<ptrdiff_t>(row) * stride + column;
-    if (vectors) {
-        // The compiler knows how often it goes round.
+    constexpr int kGroups = DIM / 8;
 #pragma unroll
-        for (int step = 0; step < (ROWS + kRowsOfBlock - 1) / kRowsOfBlock; ++step) {
-            if (ROWS % kRowsOfBlock == 0 || row < ROWS) {
-                const bool valid = row < rows && column < d;
-                cp_async_16(tile + place<DIM>(row, column), valid ? at : from, valid);
-            }
-            row += kRowsOfBlock;
-            at += kRowsOfBlock * static_cast<ptrdiff_t>(stride);
-        }
-        return;
-    }
-#pragma unroll 1
-    for (; row < ROWS; row += kRowsOfBlock, at += kRowsOfBlock * static_cast<ptrdiff_t>(stride)) {
+    for (int i = threadIdx.x; i < ROWS * kGroups; i += kThreads) {
+        const int row = i / kGroups, column = i % kGroups * 8;
         T* to = tile + place<DIM>(row, column);
-#pragma unroll 1
-        for (int j = 0; j < 8; ++j) to[j] = row < rows && column + j < d ? at[j] : from_float<T>(0.0f);
+        const T* at = from + static_cast<size_t>(row) * stride + column;
+        if (vectors) {
+            const bool valid = row < rows && column < d;
+            cp_async_16(to, valid ? at : from, valid);
+        } else {
+            for (int j = 0; j < 8; ++j) to[j] = row < rows && column + j < d ? at[j] : from_float<T>(0.0f);
+        }
     }
 }
 

@@ -256,7 +256,8 @@ __device__ void backward_read(const Group<N>& group, const T* dy, const T* x, co
                 const float normal = (v[j] - mean) * rstd;
                 dw[k][j] += g[j] * normal;
                 db[k][j] += g[j];
-                g[j] = rstd * (g[j] * w[j] - sum - normal * dot);
+                // Rounded as in the sum, so that a channel alone, whose gradient is zero, leaves no rounding behind.
+                g[j] = rstd * (__fmul_rn(g[j], w[j]) - sum - normal * dot);
             }
             store(dx + at + i, g);
         });

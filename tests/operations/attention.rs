@@ -123,6 +123,10 @@ fn rounded_steps(q: &Tensor, kv: &Tensor, dy: &Tensor, heads: usize, dtype: DTyp
     [(q.shape(), y), (q.shape(), dq), (kv.shape(), dkv)].map(|(s, x)| Tensor::from_slice(s, &x).unwrap())
 }
 
+fn norm(x: &Tensor) -> f64 {
+    x.f32().iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt()
+}
+
 /// Compares every device with the CPU, in every type. Of half precision the rule is FlashAttention's: the error is at
 /// most twice that of [`rounded_steps`].
 fn check_device(q: &Tensor, kv: &Tensor, heads: usize) {
@@ -135,6 +139,7 @@ fn check_device(q: &Tensor, kv: &Tensor, heads: usize) {
             })
         };
         let want = run(&Device::Cpu, DType::F32, 0);
+        let dkv = want[2].clone();
         let most = if dtype == DType::F32 {
             [1e-5; 3]
         } else {
@@ -150,7 +155,11 @@ fn check_device(q: &Tensor, kv: &Tensor, heads: usize) {
                     run(device, dtype, offset).iter().map(|x| x.cast(DType::F32).unwrap()).collect();
                 for (i, (got, want)) in got.iter().zip(&want).enumerate() {
                     assert_eq!(got.shape(), want.shape(), "result {i}");
-                    let error = relative_error(got.f32(), want.f32());
+                    let error = match want.f32().iter().all(|&x| x == 0.0) {
+                        // A query's gradient where there is one key: what is left are roundings of what cancels.
+                        true => norm(got) / norm(&dkv),
+                        false => relative_error(got.f32(), want.f32()),
+                    };
                     let what =
                         format!("{} by {}, {heads} heads, {dtype}, offset {offset}", q.shape(), kv.shape());
                     assert!(error <= most[i], "{what}, result {i}: {error:.2e}, at most {:.2e}", most[i]);

@@ -100,14 +100,15 @@ fn on_a_device() {
         });
         device::check(&without_gate, &[], &[], |t, v, _| ops::realign_paper(t, &v[0], &v[1], &v[2]));
     }
-    // Beyond what e^x can hold.
+    // Beyond what e^x can hold. σ′ = σ·(1 − σ) there magnifies the last bit of a σ near 1, which a device's division may
+    // have other than the CPU's.
     let [mut x, gate, channel, spatial] = inputs((1, 2, 3, 16));
     x.f32_mut().iter_mut().for_each(|v| *v *= 150.0);
     let without_gate = [x.clone(), channel.clone(), spatial.clone()];
     device::check(&[x, gate, channel, spatial], &[], &[], |t, v, _| {
         ops::realign_release(t, &v[0], &v[1], &v[2], &v[3])
     });
-    device::check(&without_gate, &[], &[], |t, v, _| ops::realign_paper(t, &v[0], &v[1], &v[2]));
+    device::check_within(1e-4, &without_gate, &[], &[], |t, v, _| ops::realign_paper(t, &v[0], &v[1], &v[2]));
 }
 
 #[test]
