@@ -89,8 +89,8 @@ struct Piece {
     len: u64,
 }
 
-/// The numbers of a block of `cast_all`.
-const PIECE: usize = 4096;
+/// The most numbers of a block of `cast_all`: many, because the table of pieces goes to the device each time.
+const PIECE: usize = 16384;
 
 /// Float32 tensors of one device as 16-bit `dtype`, in one launch: the parts of one buffer, each from a multiple of 256
 /// bytes on.

@@ -165,8 +165,7 @@ impl Params {
                 "{device:?} cannot compute in {compute}: the CPU computes in f32"
             )));
         }
-        self.rounded.take();
-        for param in &mut self.list {
+        for param in self.list_mut() {
             param.value = param.value.to(device)?;
         }
         (self.device, self.compute) = (device.clone(), compute);
@@ -181,6 +180,12 @@ impl Params {
     /// The type of activations and products.
     pub fn compute(&self) -> DType {
         self.compute
+    }
+
+    /// The parameters for writing: what was made of their values is forgotten.
+    fn list_mut(&mut self) -> &mut Vec<Param> {
+        self.rounded.take();
+        &mut self.list
     }
 
     /// One parameter.
@@ -204,14 +209,12 @@ impl Params {
 
     /// The numbers of one parameter, for writing.
     pub fn value_mut(&mut self, id: ParamId) -> &mut Tensor {
-        self.rounded.take();
-        &mut self.list[id.0].value
+        &mut self.list_mut()[id.0].value
     }
 
     /// The numbers of all parameters, for writing, with what the optimizer does with them.
     pub fn values_mut(&mut self) -> impl Iterator<Item = (Role, &mut Tensor)> {
-        self.rounded.take();
-        self.list.iter_mut().map(|p| (p.role, &mut p.value))
+        self.list_mut().iter_mut().map(|p| (p.role, &mut p.value))
     }
 
     /// Overwrites one stream of a parameter with a published tensor.
@@ -219,11 +222,11 @@ impl Params {
     /// # Errors
     /// When `data` does not have as many numbers as the published shape, or a device reports an error.
     pub fn import(&mut self, id: ParamId, stream: usize, data: &[f32]) -> Result<()> {
-        self.rounded.take();
-        let param = &mut self.list[id.0];
+        let device = self.device.clone();
+        let param = &mut self.list_mut()[id.0];
         let mut value = std::mem::replace(&mut param.value, Tensor::zeros([0])).to(&Device::Cpu)?;
         let done = param.import_into(&mut value, stream, data);
-        param.value = value.to(&self.device)?;
+        param.value = value.to(&device)?;
         done
     }
 
@@ -247,8 +250,7 @@ impl Params {
     /// # Panics
     /// When the parameters are not on the CPU.
     pub fn initialise(&mut self, seed: u64) {
-        self.rounded.take();
-        for (i, param) in self.list.iter_mut().enumerate() {
+        for (i, param) in self.list_mut().iter_mut().enumerate() {
             let data = param.value.f32_mut();
             match param.init {
                 Init::Constant(value) => data.fill(value),
@@ -309,8 +311,7 @@ impl<'a> Scope<'a> {
             Layout::PointwiseParts => Shape::try_from(&lengths[1..]).expect("three axes"),
             _ => Shape::try_from(&lengths[..]).expect("a weight has at most five axes"),
         };
-        self.params.rounded.take();
-        self.params.list.push(Param { names, layout, role, init, value: Tensor::zeros(shape) });
+        self.params.list_mut().push(Param { names, layout, role, init, value: Tensor::zeros(shape) });
         ParamId(self.params.list.len() - 1)
     }
 }

@@ -35,7 +35,7 @@ fn on_a_device() {
 fn casts_all_at_once() {
     for place in device::all() {
         for dtype in [DType::F16, DType::BF16] {
-            let lengths = [1, 5, 4096, 4097, 128, 10_000];
+            let lengths = [1, 5, 4096, 16_384, 16_385, 128, 40_000];
             let place = |(i, &len): (usize, &usize)| device::placed(&random([len], i as u64), place, i % 3);
             let tensors: Vec<Tensor> = lengths.iter().enumerate().map(place).collect();
             let all = Tensor::cast_all(&tensors.iter().collect::<Vec<_>>(), dtype).unwrap();

@@ -58,19 +58,10 @@ impl ModelOptions {
 
         let mut rows = Vec::new();
         for batch in batches {
-            let [visible, infrared] = [repeated(&visible, batch)?, repeated(&infrared, batch)?];
             // As a program that feeds a device keeps them.
-            let pinned = match &device {
-                Device::Cpu => None,
-                Device::Cuda(driver) => {
-                    Some([&visible, &infrared].map(|x| Pinned::new::<f32>(driver, x.clone())))
-                }
-            };
-            let [visible, infrared] = match &pinned {
-                None => [&visible, &infrared],
-                Some(pinned) => pinned.each_ref().map(Pinned::tensor),
-            };
-            let (pairs, wanted) = (Pairs::new(visible, infrared)?, Wanted::default());
+            let [visible, infrared] = [repeated(&visible, batch)?, repeated(&infrared, batch)?]
+                .map(|picture| Pinned::new::<f32>(&device, picture));
+            let (pairs, wanted) = (Pairs::new(visible.tensor(), infrared.tensor())?, Wanted::default());
             rows.push(options.measure(&device, batch, || match self.profile {
                 true => session.run_timed(&pairs, wanted).map(drop),
                 false => session.run(&pairs, wanted).map(drop),

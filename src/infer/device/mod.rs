@@ -193,8 +193,10 @@ impl Network {
         let outside = bytes.map(Tensor::bytes).sum();
         memory::check(outside, &format!("pictures and results of {width}x{height} pixels"))?;
         let on_host = |x: &Option<Tensor>| x.as_ref().map(|x| Tensor::scratch_of(x.shape(), DType::F32));
-        let pinned =
-            |x: &Tensor| Pinned::new::<u8>(recorder.device(), Tensor::scratch_of([x.bytes()], DType::U8));
+        let pinned = |x: &Tensor| {
+            let bytes = Tensor::scratch_of([x.bytes()], DType::U8);
+            Pinned::new::<u8>(&Device::Cuda(recorder.device().clone()), bytes)
+        };
         let host = Host {
             pictures: pinned(&pictures),
             labels: pinned(&on_device.labels),

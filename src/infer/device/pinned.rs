@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::Tensor;
 use crate::cuda::driver::Driver;
 use crate::tensor::Element;
+use crate::{Device, Tensor};
 
 /// From this many bytes on, tensors are mappings of their own, which can be pinned.
 const SMALLEST: usize = 128 << 10;
@@ -17,11 +17,12 @@ pub struct Pinned {
 }
 
 impl Pinned {
-    /// Pins `tensor`, or a copy of it if others share its memory.
+    /// Pins `tensor` for `device`, or a copy of it if others share its memory; the CPU needs nothing of the kind.
     ///
     /// # Panics
     /// When `T` is not the tensor's type, or the tensor is on a device.
-    pub fn new<T: Element>(driver: &Arc<dyn Driver>, mut tensor: Tensor) -> Self {
+    pub fn new<T: Element>(device: &Device, mut tensor: Tensor) -> Self {
+        let Device::Cuda(driver) = device else { return Self { tensor, pinned: None } };
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(tensor.as_mut_slice::<T>());
         let (at, len) = (bytes.as_mut_ptr(), bytes.len());
         // SAFETY: memory of this size is a mapping of its own, which the tensor keeps until `drop` has unpinned it.
