@@ -170,11 +170,12 @@ __device__ void forward(const T* x, const float* weight, const float* bias, T* y
     }
 }
 
-// With g = dy·w and x̂ the normalised x: dx = (g − mean(g) − x̂·mean(g·x̂))·rstd, dw = Σ dy·x̂, db = Σ dy. Rows of at
-// most kTile channels, by 16 bytes.
+// With g = dy·w and x̂ the normalised x: dx = (g − mean(g) − x̂·mean(g·x̂))·rstd + `more`, if there is that; dw = Σ dy·x̂,
+// db = Σ dy. Rows of at most kTile channels, by 16 bytes.
 template <int N, class T>
 __device__ void backward_held(const Group<N>& group, const T* dy, const T* x, const float* weight,
-                              const float* statistics, T* dx, Held<N>& dw, Held<N>& db, int rows, int c) {
+                              const float* statistics, const T* more, T* dx, Held<N>& dw, Held<N>& db, int rows,
+                              int c) {
     const float inverse = 1.0f / c;
     Raw<N> raw_dy, raw_x;
     float next_mean = 0.0f, next_rstd = 0.0f;
@@ -216,8 +217,10 @@ __device__ void backward_held(const Group<N>& group, const T* dy, const T* x, co
         dot = group_sum(dot, group.width) * inverse;
         for_packs(group, [&](int k, int i) {
             if (row >= rows || i >= c) return;
+            float add[N] = {};
+            if (more) load(more + row * c + i, add);
 #pragma unroll
-            for (int j = 0; j < N; ++j) g[k][j] = rstd * (g[k][j] - sum - normal[k][j] * dot);
+            for (int j = 0; j < N; ++j) g[k][j] = rstd * (g[k][j] - sum - normal[k][j] * dot) + add[j];
             store(dx + row * c + i, g[k]);
         });
     }
@@ -226,7 +229,8 @@ __device__ void backward_held(const Group<N>& group, const T* dy, const T* x, co
 // The same for any rows: of a tile of channels, from `tile` on.
 template <int N, class T>
 __device__ void backward_read(const Group<N>& group, const T* dy, const T* x, const float* weight,
-                              const float* statistics, T* dx, Held<N>& dw, Held<N>& db, int rows, int c, int tile) {
+                              const float* statistics, const T* more, T* dx, Held<N>& dw, Held<N>& db, int rows,
+                              int c, int tile) {
 #pragma unroll 1
     for (long long row = group.first; row < rows; row += group.stride) {
         const size_t at = row * c;
@@ -247,17 +251,18 @@ __device__ void backward_read(const Group<N>& group, const T* dy, const T* x, co
         for_packs(group, [&](int k, int i) {
             i += tile;
             if (i >= c) return;
-            float g[N], v[N], w[N];
+            float g[N], v[N], w[N], add[N] = {};
             load(dy + at + i, g);
             load(x + at + i, v);
             load_floats(weight + i, w);
+            if (more) load(more + at + i, add);
 #pragma unroll
             for (int j = 0; j < N; ++j) {
                 const float normal = (v[j] - mean) * rstd;
                 dw[k][j] += g[j] * normal;
                 db[k][j] += g[j];
                 // Rounded as in the sum, so that a channel alone, whose gradient is zero, leaves no rounding behind.
-                g[j] = rstd * (__fmul_rn(g[j], w[j]) - sum - normal * dot);
+                g[j] = rstd * (__fmul_rn(g[j], w[j]) - sum - normal * dot) + add[j];
             }
             store(dx + at + i, g);
         });
@@ -285,8 +290,8 @@ __device__ void write_partial(const Group<N>& group, const Held<N>& sums, float*
 }
 
 template <int N, class T>
-__device__ void backward_tile(const T* dy, const T* x, const float* weight, const float* statistics, T* dx,
-                              float* partial_dw, float* partial_db, int rows, int c) {
+__device__ void backward_tile(const T* dy, const T* x, const float* weight, const float* statistics,
+                              const T* more, T* dx, float* partial_dw, float* partial_db, int rows, int c) {
     const int tile = blockIdx.y * kTile, width = min(kTile, c - tile);
     Held<N> dw = {}, db = {};
     const auto write = [&](const Group<N>& group) {
@@ -296,33 +301,34 @@ __device__ void backward_tile(const T* dy, const T* x, const float* weight, cons
     if constexpr (N > 1) {
         if (c <= kTile) {
             const Group<N> group(c, kPacks<N>);
-            backward_held(group, dy, x, weight, statistics, dx, dw, db, rows, c);
+            backward_held(group, dy, x, weight, statistics, more, dx, dw, db, rows, c);
             return write(group);
         }
     }
     const Group<N> group = whole_warp<N>();
-    backward_read(group, dy, x, weight, statistics, dx, dw, db, rows, c, tile);
+    backward_read(group, dy, x, weight, statistics, more, dx, dw, db, rows, c, tile);
     write(group);
 }
 
-// dy, x, dx (S, rows, C). Grid: any number of blocks, tiles of 512 channels, streams. partial (2, S, blocks, C): dw,
-// then db. Shared memory: a float for each warp and channel of a tile.
+// dy, x, dx (S, rows, C), and `more` or null. Grid: any number of blocks, tiles of 512 channels, streams. partial
+// (2, S, blocks, C): dw, then db. Shared memory: a float for each warp and channel of a tile.
 template <class T>
-__device__ void backward(const T* dy, const T* x, const float* weight, const float* statistics, T* dx,
+__device__ void backward(const T* dy, const T* x, const float* weight, const float* statistics, const T* more, T* dx,
                          float* partial, int rows, int c) {
-    const bool vectors = aligned<T>(c, dy, x, dx) && aligned<float>(c, weight);
+    const bool vectors = aligned<T>(c, dy, x, more, dx) && aligned<float>(c, weight);
     const size_t stream = blockIdx.z, at = stream * rows * c;
     dy += at;
     x += at;
+    if (more) more += at;
     dx += at;
     weight += stream * c;
     statistics += 2 * stream * rows;
     partial += (stream * gridDim.x + blockIdx.x) * c;
     float* partial_db = partial + static_cast<size_t>(gridDim.z) * gridDim.x * c;
     if (vectors) {
-        backward_tile<kLanes<T>>(dy, x, weight, statistics, dx, partial, partial_db, rows, c);
+        backward_tile<kLanes<T>>(dy, x, weight, statistics, more, dx, partial, partial_db, rows, c);
     } else {
-        backward_tile<1>(dy, x, weight, statistics, dx, partial, partial_db, rows, c);
+        backward_tile<1>(dy, x, weight, statistics, more, dx, partial, partial_db, rows, c);
     }
 }
 
@@ -333,8 +339,8 @@ __device__ void backward(const T* dy, const T* x, const float* weight, const flo
         forward(x, weight, bias, y, statistics, rows, c, eps);                                                      \
     }                                                                                                               \
     extern "C" __global__ void __launch_bounds__(kThreads, 2)                                                       \
-        layer_norm_backward_##t(const T* dy, const T* x, const float* weight, const float* statistics, T* dx,       \
-                                float* partial, int rows, int c) {                                                  \
-        backward(dy, x, weight, statistics, dx, partial, rows, c);                                                  \
+        layer_norm_backward_##t(const T* dy, const T* x, const float* weight, const float* statistics,              \
+                                const T* more, T* dx, float* partial, int rows, int c) {                            \
+        backward(dy, x, weight, statistics, more, dx, partial, rows, c);                                            \
     }
 FOR_TYPES(KERNELS)

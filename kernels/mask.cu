@@ -26,6 +26,18 @@ __device__ inline void philox(unsigned (&counter)[4], u64 seed) {
 // Elements of a mask that a thread makes.
 constexpr int kElements = 16;
 
+// The number in [0, 1) of a random word.
+__device__ inline float unit(unsigned word) { return static_cast<float>(word >> 8) * (1.0f / (1 << 24)); }
+
+// The four words of counter `index`.
+__device__ inline void random_words(unsigned (&words)[4], u64 index, u64 seed, u64 stream) {
+    words[0] = static_cast<unsigned>(index);
+    words[1] = static_cast<unsigned>(index >> 32);
+    words[2] = static_cast<unsigned>(stream);
+    words[3] = static_cast<unsigned>(stream >> 32);
+    philox(words, seed);
+}
+
 // mask[i] = 1 where the number in [0, 1) of word i is below `keep`, else 0. `mask` is a multiple of 16 bytes.
 extern "C" __global__ void feature_mask(u8* mask, float keep, u64 seed, u64 stream, u64 len) {
     const u64 first = (static_cast<u64>(blockIdx.x) * blockDim.x + threadIdx.x) * kElements;
@@ -33,12 +45,10 @@ extern "C" __global__ void feature_mask(u8* mask, float keep, u64 seed, u64 stre
     Pack<u8, kElements> kept;
 #pragma unroll
     for (int i = 0; i < kElements; i += 4) {
-        const u64 index = (first + i) / 4;
-        unsigned words[4] = {static_cast<unsigned>(index), static_cast<unsigned>(index >> 32),
-                             static_cast<unsigned>(stream), static_cast<unsigned>(stream >> 32)};
-        philox(words, seed);
+        unsigned words[4];
+        random_words(words, (first + i) / 4, seed, stream);
 #pragma unroll
-        for (int j = 0; j < 4; ++j) kept.v[i + j] = static_cast<float>(words[j] >> 8) * (1.0f / (1 << 24)) < keep;
+        for (int j = 0; j < 4; ++j) kept.v[i + j] = unit(words[j]) < keep;
     }
     if (first + kElements <= len) {
         *reinterpret_cast<Pack<u8, kElements>*>(mask + first) = kept;
@@ -48,6 +58,20 @@ extern "C" __global__ void feature_mask(u8* mask, float keep, u64 seed, u64 stre
     for (int i = 0; i < kElements; ++i) {
         if (first + i < len) mask[first + i] = kept.v[i];
     }
+}
+
+// factors[i] = 0 where the number in [0, 1) of word i is below the rate, else `kept`: the first half of the factors with
+// the first two numbers.
+extern "C" __global__ void drop_factors(float* factors, float rate0, float kept0, float rate1, float kept1, u64 seed,
+                                        u64 stream, int len) {
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= len) return;
+    unsigned words[4];
+    random_words(words, i / 4, seed, stream);
+    const unsigned low = i % 2 ? words[1] : words[0], high = i % 2 ? words[3] : words[2];
+    const bool first = i < len / 2;
+    const bool dropped = unit(i % 4 < 2 ? low : high) < (first ? rate0 : rate1);
+    factors[i] = dropped ? 0.0f : first ? kept0 : kept1;
 }
 
 // y[i] = x[i] where mask[i] is not 0, elsewhere 0.
@@ -67,18 +91,20 @@ __device__ void apply_mask(const T* x, const u8* mask, T* y, u64 groups, u64 len
     if (i < len) y[i] = mask[i] == 0 ? from_float<T>(0.0f) : x[i];
 }
 
-// x, y (samples, pixels, C), factors (samples, C): y[n, p, c] = x[n, p, c]·factors[n, c]. `len` is a sample's numbers.
+// x, y (samples, pixels, C), factors (samples, C): y[n, p, c] = x[n, p, c]·factors[n, c] + add[n, p, c], if there is an
+// `add`. `len` is a sample's numbers.
 // `lanes` is N, and then C is 1 or a multiple of N and `len` is one, or 1. Grid: len/lanes threads, samples.
 template <int N, class T>
-__device__ void scale(const T* x, const float* factors, T* y, int len, int c) {
+__device__ void scale(const T* x, const T* add, T* y, const float* factors, int len, int c) {
     const unsigned i = (blockIdx.x * blockDim.x + threadIdx.x) * N;
     if (i >= static_cast<unsigned>(len)) return;
     const size_t at = static_cast<size_t>(blockIdx.y) * len + i;
     factors += static_cast<size_t>(blockIdx.y) * c + i % c;
-    float v[N];
+    float v[N], more[N] = {};
     load(x + at, v);
+    if (add) load(add + at, more);
 #pragma unroll
-    for (int j = 0; j < N; ++j) v[j] *= factors[c == 1 ? 0 : j];
+    for (int j = 0; j < N; ++j) v[j] = v[j] * factors[c == 1 ? 0 : j] + more[j];
     store(y + at, v);
 }
 
@@ -86,11 +112,12 @@ __device__ void scale(const T* x, const float* factors, T* y, int len, int c) {
     extern "C" __global__ void apply_mask_##t(const T* x, const u8* mask, T* y, u64 groups, u64 len) {            \
         apply_mask(x, mask, y, groups, len);                                                                      \
     }                                                                                                             \
-    extern "C" __global__ void scale_##t(const T* x, const float* factors, T* y, int len, int c, int lanes) {     \
+    extern "C" __global__ void scale_##t(const T* x, const T* add, T* y, const float* factors, int len, int c,    \
+                                         int lanes) {                                                             \
         if (lanes == 1) {                                                                                         \
-            scale<1>(x, factors, y, len, c);                                                                      \
+            scale<1>(x, add, y, factors, len, c);                                                                 \
         } else {                                                                                                  \
-            scale<kLanes<T>>(x, factors, y, len, c);                                                              \
+            scale<kLanes<T>>(x, add, y, factors, len, c);                                                         \
         }                                                                                                         \
     }
 FOR_TYPES(KERNELS)

@@ -67,6 +67,14 @@ pub struct Key {
 
 type Backward<'a> = Box<dyn FnOnce(Vec<Option<Tensor>>, &mut Gradients) -> Result<()> + Send + 'a>;
 
+/// The gradient of a node's only output.
+fn only(dy: impl IntoIterator<Item = Option<Tensor>>) -> Tensor {
+    match dy.into_iter().next().flatten() {
+        Some(dy) => dy,
+        None => unreachable!("a node without the gradient of an output is passed over"),
+    }
+}
+
 struct Node<'a> {
     outputs: Range<usize>,
     backward: Backward<'a>,
@@ -121,6 +129,26 @@ impl<'a> Tape<'a> {
         self.record_keys(inputs.map(Var::key), value, backward)
     }
 
+    /// [`Tape::record`] for an operation whose backward can add: it also receives what later operations gave for the
+    /// gradient of the first input, if they did, and returns the sum with its own.
+    pub fn record_adding<const N: usize>(
+        &mut self,
+        inputs: [&Var; N],
+        value: Tensor,
+        backward: impl FnOnce(Tensor, [bool; N], Option<Tensor>) -> Result<[Option<Tensor>; N]> + Send + 'a,
+    ) -> Var {
+        if !self.recording || !inputs.iter().any(|input| input.needs_grad()) {
+            return Var::constant(value);
+        }
+        let (inputs, id) = (inputs.map(Var::key), self.slot());
+        let backward: Backward = Box::new(move |dy, gradients| {
+            let sum = inputs[0].id.and_then(|id| gradients.slots[id].take());
+            gradients.add_all(inputs, backward(only(dy), inputs.map(|input| input.id.is_some()), sum)?)
+        });
+        self.nodes.push(Node { outputs: id..id + 1, backward });
+        Var { value, id: Some(id) }
+    }
+
     /// [`Tape::record`] for an operation that has already given up the tensor of an input.
     pub fn record_keys<const N: usize>(
         &mut self,
@@ -128,10 +156,7 @@ impl<'a> Tape<'a> {
         value: Tensor,
         backward: impl FnOnce(Tensor, [bool; N]) -> Result<[Option<Tensor>; N]> + Send + 'a,
     ) -> Var {
-        let [y] = self.record_outputs(inputs, [value], |[dy], needed| match dy {
-            Some(dy) => backward(dy, needed),
-            None => unreachable!("a node without the gradient of an output is passed over"),
-        });
+        let [y] = self.record_outputs(inputs, [value], |dy, needed| backward(only(dy), needed));
         y
     }
 
@@ -168,10 +193,8 @@ impl<'a> Tape<'a> {
             return Var::constant(value);
         }
         let id = self.slot();
-        let backward: Backward = Box::new(move |mut dy, gradients| match dy.pop().flatten() {
-            Some(dy) => gradients.add_all(inputs, backward(dy)?),
-            None => unreachable!("a node without the gradient of an output is passed over"),
-        });
+        let backward: Backward =
+            Box::new(move |dy, gradients| gradients.add_all(inputs, backward(only(dy))?));
         self.nodes.push(Node { outputs: id..id + 1, backward });
         Var { value, id: Some(id) }
     }

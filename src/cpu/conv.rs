@@ -174,7 +174,7 @@ pub fn backward_input(dy: &Tensor, weight: &Tensor, x: crate::Shape, window: Win
         let s = i / l.batch;
         let dy = Tensor::from_slice([1, pixels, o], &dy.f32()[i * pixels * o..][..pixels * o])?;
         let weight = weight.narrow(s..s + 1)?.reshape([1, o, k])?;
-        let patches = linear::backward_input(&dy, &weight);
+        let patches = linear::backward_input(&dy, &weight, None);
         scatter(l, patches.f32(), dx);
     }
     Ok(dx)

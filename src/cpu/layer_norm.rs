@@ -56,7 +56,7 @@ fn normalize(y: &mut [f32], x: &[f32], weight: &[f32], bias: &[f32], mean: f32, 
     }
 }
 
-/// The gradients of x (in the buffer of `dy`, unless that is shared), weight and bias.
+/// The gradients of x (in the buffer of `dy`, unless that is shared), weight and bias; that of x is added to `sum`.
 ///
 /// With g = dy·w and x̂ the normalised x: dx = (g − mean(g) − x̂·mean(g·x̂))/√(σ² + eps), dw = Σ dy·x̂, db = Σ dy.
 pub fn backward(
@@ -64,6 +64,7 @@ pub fn backward(
     x: &Tensor,
     weight: &Tensor,
     statistics: &Tensor,
+    sum: Option<&Tensor>,
 ) -> Result<(Tensor, Tensor, Tensor)> {
     let (s, c) = (weight.dim(0), weight.dim(1));
     let rows = x.len() / (s * c);
@@ -96,6 +97,9 @@ pub fn backward(
             reduce::combine(&partial, 2 * c)
         })
         .collect();
+    if let Some(sum) = sum {
+        dy.add_assign(sum)?;
+    }
     let part = |from: usize| -> Vec<f32> { sums.iter().flat_map(|s| &s[from..from + c]).copied().collect() };
     Ok((dy, Tensor::from_slice([s, c], &part(0))?, Tensor::from_slice([s, c], &part(c))?))
 }

@@ -40,8 +40,8 @@ fn add(out: &mut [f32], term: &[f32]) {
     }
 }
 
-/// dx = dy·W.
-pub fn backward_input(dy: &Tensor, weight: &Tensor) -> Tensor {
+/// dx = dy·W + `sum`, which is of the shape of dx.
+pub fn backward_input(dy: &Tensor, weight: &Tensor, sum: Option<&Tensor>) -> Tensor {
     let (s, o, i) = (weight.dim(0), weight.dim(1), weight.dim(2));
     let rows = dy.len() / (s * o);
     let mut dx = Tensor::scratch(dy.shape().with_last(i));
@@ -52,7 +52,17 @@ pub fn backward_input(dy: &Tensor, weight: &Tensor) -> Tensor {
         .zip(weight.f32().chunks_exact(o * i))
         .map(|((c, dy), w)| Product { c, a: Matrix::rows(dy, o), b: Matrix::rows(w, i) })
         .collect();
-    batch(products, (rows, i, o), Write::Assign, |_, _, _, _| ());
+    let sum = sum.map(Tensor::f32);
+    batch(products, (rows, i, o), Write::Assign, |stream, row, col, out| {
+        simd(
+            #[inline(always)]
+            || {
+                if let Some(sum) = sum {
+                    add(out, &sum[(stream * rows + row) * i + col..]);
+                }
+            },
+        );
+    });
     dx
 }
 

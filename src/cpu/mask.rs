@@ -31,12 +31,12 @@ pub fn feature_mask(shape: Shape, keep: f32, seed: u64, stream: u64) -> Tensor {
     mask
 }
 
-/// `len` factors, 0 with probability `rate(i)` and otherwise 1/(1 − rate(i)).
-pub fn drop_factors(shape: Shape, rate: impl Fn(usize) -> f32, seed: u64, stream: u64) -> Tensor {
-    let stream = Stream::new(seed, stream);
+/// Factors, 0 with probability `rate` and otherwise 1/(1 − rate): the first half of them with the first rate.
+pub fn drop_factors(shape: Shape, rates: [f32; 2], seed: u64, stream: u64) -> Tensor {
+    let (stream, half) = (Stream::new(seed, stream), shape.len() / 2);
     let mut factors = Tensor::scratch(shape);
     for (i, f) in factors.f32_mut().iter_mut().enumerate() {
-        let rate = rate(i);
+        let rate = rates[usize::from(i >= half)];
         *f = if stream.uniform(i as u64) < rate { 0.0 } else { 1.0 / (1.0 - rate) };
     }
     factors
@@ -59,19 +59,22 @@ pub fn apply(x: &Tensor, mask: &Tensor) -> Tensor {
     y
 }
 
-/// Row r of x, of `x.len() / factors.len()` numbers, times `factors[r]`.
-pub fn scale_rows(x: &Tensor, factors: &Tensor) -> Tensor {
+/// Row r of x, of `x.len() / factors.len()` numbers, times `factors[r]`; `sum`, of the shape of x, is added.
+pub fn scale_rows(x: &Tensor, factors: &Tensor, sum: Option<&Tensor>) -> Tensor {
     let mut y = Tensor::scratch(x.shape());
-    let row = x.len() / factors.len();
+    let (row, sum) = (x.len() / factors.len(), sum.map(Tensor::f32));
     let rows = y.f32_mut().par_chunks_mut(row).zip(x.f32().par_chunks(row));
-    rows.zip(factors.f32().par_iter()).for_each(|((y, x), &factor)| {
-        y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| {
+    rows.zip(factors.f32()).enumerate().for_each(|(r, ((y, x), &factor))| {
+        y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).enumerate().for_each(|(chunk, (y, x))| {
             simd(
                 #[inline(always)]
-                || {
-                    for (y, &x) in y.iter_mut().zip(x) {
-                        *y = x * factor;
+                || match sum {
+                    Some(sum) => {
+                        for ((y, &x), &sum) in y.iter_mut().zip(x).zip(&sum[r * row + chunk * CHUNK..]) {
+                            *y = sum + x * factor;
+                        }
                     }
+                    None => y.iter_mut().zip(x).for_each(|(y, &x)| *y = x * factor),
                 },
             );
         });

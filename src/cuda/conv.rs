@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use super::driver::{Matrix, Product};
-use super::linear::{matrix, same_type};
+use super::linear::{WeightGradient, matrix, same_type, sum_parts};
 use super::reduce::column_sums;
 use super::{Call, driver_of, scratch_f32, scratch_like};
 use crate::cpu::conv::{Lengths, Window};
@@ -182,30 +182,30 @@ pub fn backward_weight(dy: &Tensor, x: &Tensor, weight: Shape, window: Window) -
     let patches = Patches::of(x.shape(), weight, window, x.dtype());
     let (l, k) = (patches.l, patches.row);
     let (s, o) = (l.streams, l.outputs);
-    // Each chunk's gradient for itself.
+    // Of several chunks the streams are done one by one, because their matrices do not lie one after another.
     let chunks = patches.chunks().len();
-    let partial = scratch_f32(x, [s, chunks, o * k])?;
-    let mut scratch = None;
-    for (chunk, lines) in patches.chunks().enumerate() {
-        let (first, rows) = (lines.start * l.out_width, lines.len() * l.out_width);
-        let product = Product {
-            dtype: x.dtype(),
-            c_dtype: DType::F32,
-            count: s,
-            shape: (o, k, rows),
-            a: at(matrix(dy, o, l.pixels() * o)?, first * o, patches.size),
-            a_transposed: true,
-            b: patches.matrix(x, lines, &mut scratch)?,
-            b_transposed: false,
-            c: at(matrix(&partial, k, chunks * o * k)?, chunk * o * k, DType::F32.size()),
-            bias: None,
-            residual: None,
-            relu: false,
-        };
-        // SAFETY: as in `forward`; each chunk has its part of `partial`.
-        unsafe { driver_of(x)?.product(&product)? };
+    let (streams, alone) = if chunks == 1 { (1, s) } else { (s, 1) };
+    let gradient = |lines: &Range<usize>| {
+        let rows = lines.len() * l.out_width;
+        WeightGradient { count: alone, o, i: k, rows }
+    };
+    let parts: usize = patches.chunks().map(|lines| gradient(&lines).parts()).sum();
+    let partial = scratch_f32(x, [s, parts, o * k])?;
+    let (mut scratch, mut part) = (None, 0);
+    for lines in patches.chunks() {
+        let gradient = gradient(&lines);
+        let dy = at(matrix(dy, o, l.pixels() * o)?, lines.start * l.out_width * o, patches.size);
+        let dw = at(matrix(&partial, k, parts * o * k)?, part * o * k, DType::F32.size());
+        let rows = patches.matrix(x, lines, &mut scratch)?;
+        for stream in 0..streams {
+            let of_stream = |m: Matrix, size| at(m, stream * m.batch, size).address;
+            let [dy, rows] = [dy, rows].map(|m| of_stream(m, patches.size));
+            // SAFETY: these rows of dy and of the patches; each chunk has its part of `partial`.
+            unsafe { gradient.queue(x, dy, rows, of_stream(dw, DType::F32.size()))? };
+        }
+        part += gradient.parts();
     }
-    let dw = if chunks == 1 { partial } else { column_sums(&partial, s)? };
+    let dw = sum_parts(partial, s, parts)?;
     with_row(&dw.reshape([s * o, k])?, s, k, l.patch())?.reshape(weight)
 }
 

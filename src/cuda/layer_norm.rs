@@ -57,12 +57,13 @@ fn norm(
     Ok(y)
 }
 
-/// The gradients of x, weight and bias.
+/// The gradients of x, weight and bias; that of x is added to `sum`.
 pub fn backward(
     dy: Tensor,
     x: &Tensor,
     weight: &Tensor,
     statistics: &Tensor,
+    sum: Option<&Tensor>,
 ) -> Result<(Tensor, Tensor, Tensor)> {
     // Each leaves a partial sum.
     const MOST_BLOCKS: usize = 256;
@@ -76,6 +77,7 @@ pub fn backward(
         .input(x)
         .input_of(weight, DType::F32)
         .input_of(statistics, DType::F32)
+        .maybe_input_of(sum, x.dtype())
         .output(&mut dx)
         .output_of(&mut partial, DType::F32)
         .int(rows)

@@ -1,7 +1,7 @@
 //! Matrix products of linear layers; see [`crate::cpu::linear`].
 
 use super::driver::{Matrix, Product};
-use super::reduce::column_sums;
+use super::reduce::{column_sums, sum_partials};
 use super::structure::repeat_row;
 use super::{driver_of, scratch_f32, scratch_like};
 use crate::{DType, Error, Result, Tensor};
@@ -77,12 +77,12 @@ fn layer(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, y: &Tensor) -> Resu
     })
 }
 
-/// dx = dy·W.
-pub fn backward_input(dy: &Tensor, weight: &Tensor) -> Result<Tensor> {
+/// dx = dy·W + `sum`, which is of the shape of dx.
+pub fn backward_input(dy: &Tensor, weight: &Tensor, sum: Option<&Tensor>) -> Result<Tensor> {
     let (s, o, i) = (weight.dim(0), weight.dim(1), weight.dim(2));
     let rows = dy.len() / (s * o);
     let dx = scratch_like(dy, dy.shape().with_last(i))?;
-    same_type(dy, [Some(weight), None, None])?;
+    same_type(dy, [Some(weight), sum, None])?;
     let product = Product {
         dtype: dy.dtype(),
         c_dtype: dy.dtype(),
@@ -94,7 +94,7 @@ pub fn backward_input(dy: &Tensor, weight: &Tensor) -> Result<Tensor> {
         b_transposed: false,
         c: matrix(&dx, i, rows * i)?,
         bias: None,
-        residual: None,
+        residual: sum.map(|sum| matrix(sum, i, rows * i)).transpose()?,
         relu: false,
     };
     // SAFETY: as in `forward`.
@@ -106,25 +106,74 @@ pub fn backward_input(dy: &Tensor, weight: &Tensor) -> Result<Tensor> {
 pub fn backward_weight(dy: &Tensor, x: &Tensor, s: usize) -> Result<Tensor> {
     let (o, i) = (dy.shape().last(), x.shape().last());
     let rows = dy.len() / (s * o);
-    let dw = scratch_f32(dy, [s, o, i])?;
     same_type(dy, [Some(x), None, None])?;
-    let product = Product {
-        dtype: dy.dtype(),
-        c_dtype: DType::F32,
-        count: s,
-        shape: (o, i, rows),
-        a: matrix(dy, o, rows * o)?,
-        a_transposed: true,
-        b: matrix(x, i, rows * i)?,
-        b_transposed: false,
-        c: matrix(&dw, i, o * i)?,
-        bias: None,
-        residual: None,
-        relu: false,
-    };
-    // SAFETY: as in `forward`.
-    unsafe { driver_of(dy)?.product(&product)? };
-    Ok(dw)
+    let gradient = WeightGradient { count: s, o, i, rows };
+    let parts = gradient.parts();
+    let partial = scratch_f32(dy, [s, parts, o * i])?;
+    let address = |x: &Tensor| -> Result<u64> { Ok(matrix(x, 0, 0)?.address) };
+    // SAFETY: dy and x have s times `rows` rows, and `partial` is as long as the gradients of all parts.
+    unsafe { gradient.queue(dy, address(dy)?, address(x)?, address(&partial)?)? };
+    sum_parts(partial, s, parts)?.reshape([s, o, i])
+}
+
+/// The products of the gradients of `count` weights `(O, I)` that were used on `rows` rows each.
+#[derive(Clone, Copy)]
+pub(crate) struct WeightGradient {
+    pub count: usize,
+    pub o: usize,
+    pub i: usize,
+    pub rows: usize,
+}
+
+impl WeightGradient {
+    /// Into how many parts the rows are divided, evenly: as many as make work for a whole device, because a weight
+    /// alone is a few tiles of a product with a long sum.
+    pub fn parts(self) -> usize {
+        /// Rows and columns of a tile, tiles that fill a large device, and rows that are worth a part.
+        const TILE: usize = 128;
+        const TILES: usize = 132;
+        const LEAST: usize = 512;
+        let tiles = self.count * self.o.div_ceil(TILE) * self.i.div_ceil(TILE);
+        let most = (TILES / tiles).min(self.rows / LEAST).max(1);
+        (1..=most).rev().find(|&parts| self.rows.is_multiple_of(parts)).unwrap_or(1)
+    }
+
+    /// Queues dyᵀ·x of each part, f32 `(count, parts, O, I)`, of matrices that lie one after another at these addresses:
+    /// dy `(count, rows, O)` and x `(count, rows, I)`, of the type and on the device of the tensor `like`.
+    ///
+    /// # Safety
+    /// The matrices have these lengths, and nobody else uses `dw`.
+    pub unsafe fn queue(self, like: &Tensor, dy: u64, x: u64, dw: u64) -> Result<()> {
+        let Self { count, o, i, rows } = self;
+        let parts = self.parts();
+        let rows = rows / parts;
+        let product = Product {
+            dtype: like.dtype(),
+            c_dtype: DType::F32,
+            count: count * parts,
+            shape: (o, i, rows),
+            a: Matrix { address: dy, stride: o, batch: rows * o },
+            a_transposed: true,
+            b: Matrix { address: x, stride: i, batch: rows * i },
+            b_transposed: false,
+            c: Matrix { address: dw, stride: i, batch: o * i },
+            bias: None,
+            residual: None,
+            relu: false,
+        };
+        // SAFETY: the caller vouches for the matrices.
+        unsafe { driver_of(like)?.product(&product) }
+    }
+}
+
+/// The sums over the parts of `partial`, f32 `(s, parts, len)`.
+pub(crate) fn sum_parts(partial: Tensor, s: usize, parts: usize) -> Result<Tensor> {
+    if parts == 1 {
+        return Ok(partial);
+    }
+    let mut sums = scratch_f32(&partial, [s, partial.len() / (s * parts)])?;
+    sum_partials(&partial, &mut sums, s, parts, 1.0)?;
+    Ok(sums)
 }
 
 /// db = the column sums of dy, for each of `s` streams, f32 `(S, O)`.

@@ -12,17 +12,25 @@ pub(crate) fn parts(rows: usize, least: usize) -> (usize, usize) {
     (rows.div_ceil(per_part), per_part)
 }
 
+/// Threads of a block.
+const THREADS: usize = 256;
+
 /// The sums over rows of each stream: x `(s, rows, C)` of any type -> f32 `(s, C)`.
 pub(crate) fn column_sums(x: &Tensor, s: usize) -> Result<Tensor> {
     let c = x.shape().last();
     let rows = x.len() / (s * c);
-    let (parts, per_part) = parts(rows, 64);
+    let call = Call::new("column_sums", x)?.input(x);
+    let most = 16 / x.dtype().size();
+    let lanes = if call.is_aligned() && c.is_multiple_of(most) { most } else { 1 };
+    let tile = c.div_ceil(lanes).next_power_of_two().min(32);
+    let tiles = c.div_ceil(lanes * tile);
+    // At least four rows to a thread.
+    let (parts, per_part) = parts(rows, 4 * THREADS / tile);
     let mut partial = scratch_f32(x, [s, parts, c])?;
-    let call = Call::new("column_sums", x)?.input(x).output_of(&mut partial, DType::F32);
-    let call = call.int(rows).int(per_part).int(c).operations(x.len());
-    // SAFETY: the grid's tiles of 32 channels, parts and streams cover x (s, rows, C) and the partial sums; a tile's
-    // last channels are guarded. The shared memory is a float for each thread.
-    unsafe { call.launch([c.div_ceil(32), parts, s], 256, 256 * 4)? };
+    let call = call.output_of(&mut partial, DType::F32).int(rows).int(per_part).int(c).int(tile).int(lanes);
+    // SAFETY: the grid's tiles of channels, parts and streams cover x (s, rows, C) and the partial sums; a tile's last
+    // channels are guarded. The shared memory is a float for each thread.
+    unsafe { call.operations(x.len()).launch([tiles, parts, s], THREADS, THREADS * 4)? };
     let mut y = scratch_f32(x, [s, c])?;
     sum_partials(&partial, &mut y, s, parts, 1.0)?;
     Ok(y)
@@ -37,11 +45,14 @@ pub(crate) fn sum_partials(
     scale: f32,
 ) -> Result<()> {
     let width = partial.len() / (groups * parts);
-    let len = groups * width;
     let target = y.dtype();
+    // A thread for each sum, or some: about eight parts to each.
+    let lanes = parts.div_ceil(8).next_power_of_two().min(THREADS / 8);
     let call = Call::untyped(&format!("sum_partials_{target}"), partial)?;
     let call = call.input_of(partial, DType::F32).output_of(y, target);
-    let call = call.int(groups).int(parts).int(width).float(scale).operations(partial.len());
-    // SAFETY: a thread for each of the sums, guarded; it reads its column of `partial`.
-    unsafe { call.launch([len.div_ceil(256), 1, 1], 256, 0) }
+    let call = call.int(groups).int(parts).int(width).int(lanes).float(scale).operations(partial.len());
+    let blocks = (groups * width).div_ceil(THREADS / lanes);
+    // SAFETY: threads for each of the sums, guarded, which read its column of `partial`. The shared memory is a float for
+    // each thread.
+    unsafe { call.launch([blocks, 1, 1], THREADS, THREADS * 4) }
 }

@@ -112,13 +112,12 @@ impl Block {
     fn residual(&self, pass: &mut Pass, x: Var, last: &Linear, y: Var) -> Result<Var> {
         let factors = match pass.draw() {
             Some((seed, stream)) if self.drop_path != [0.0; 2] => {
-                ops::drop_path_factors(pass.device(), x.shape()[1], &self.drop_path, seed, stream)?
+                ops::drop_path_factors(pass.device(), x.shape()[1], self.drop_path, seed, stream)?
             }
             _ => return last.forward_add(pass, &y, &x),
         };
         let branch = last.forward(pass, &y)?;
-        let branch = ops::scale_rows(&mut pass.tape, &branch, &factors)?;
-        ops::add(&mut pass.tape, &x, branch)
+        ops::drop_path(&mut pass.tape, &x, &branch, &factors)
     }
 }
 

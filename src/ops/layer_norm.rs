@@ -18,8 +18,8 @@ pub fn layer_norm(tape: &mut Tape, x: &Var, weight: &Var, bias: &Var, eps: f32) 
     }
     let (y, statistics) = on_device_of!(x.value(), forward(x.value(), weight.value(), bias.value(), eps))?;
     let (xv, wv) = (x.value().clone(), weight.value().clone());
-    Ok(tape.record([x, weight, bias], y, move |dy, _| {
-        let (dx, dw, db) = on_device_of!(xv, try backward(dy, &xv, &wv, &statistics))?;
+    Ok(tape.record_adding([x, weight, bias], y, move |dy, _, sum| {
+        let (dx, dw, db) = on_device_of!(xv, try backward(dy, &xv, &wv, &statistics, sum.as_ref()))?;
         Ok([Some(dx), Some(dw), Some(db)])
     }))
 }

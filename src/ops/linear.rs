@@ -15,11 +15,13 @@ pub fn linear(tape: &mut Tape, x: &Var, weight: &Var, bias: Option<&Var>) -> Res
     let y = on_device_of!(x.value(), forward(x.value(), weight.value(), bias.map(Var::value), None))?;
     let (xv, wv) = (x.value().clone(), weight.value().clone());
     Ok(match bias {
-        None => tape.record([x, weight], y, move |dy, needs| {
-            let [dx, dw, _] = backward(&dy, &xv, &wv, [needs[0], needs[1], false])?;
+        None => tape.record_adding([x, weight], y, move |dy, needs, sum| {
+            let [dx, dw, _] = backward(&dy, &xv, &wv, [needs[0], needs[1], false], sum)?;
             Ok([dx, dw])
         }),
-        Some(b) => tape.record([x, weight, b], y, move |dy, needs| backward(&dy, &xv, &wv, needs)),
+        Some(b) => {
+            tape.record_adding([x, weight, b], y, move |dy, needs, sum| backward(&dy, &xv, &wv, needs, sum))
+        }
     })
 }
 
@@ -36,16 +38,23 @@ pub fn linear_add(tape: &mut Tape, x: &Var, weight: &Var, bias: &Var, residual: 
     let (b, r) = (Some(bias.value()), Some(residual.value()));
     let y = on_device_of!(x.value(), forward(x.value(), weight.value(), b, r))?;
     let (xv, wv) = (x.value().clone(), weight.value().clone());
-    Ok(tape.record([x, weight, bias, residual], y, move |dy, needs| {
-        let [dx, dw, db] = backward(&dy, &xv, &wv, [needs[0], needs[1], needs[2]])?;
+    Ok(tape.record_adding([x, weight, bias, residual], y, move |dy, needs, sum| {
+        let [dx, dw, db] = backward(&dy, &xv, &wv, [needs[0], needs[1], needs[2]], sum)?;
         Ok([dx, dw, db, Some(dy)])
     }))
 }
 
-fn backward(dy: &Tensor, x: &Tensor, w: &Tensor, needs: [bool; 3]) -> Result<[Option<Tensor>; 3]> {
+/// The gradients that are needed; that of x is added to `sum`.
+fn backward(
+    dy: &Tensor,
+    x: &Tensor,
+    w: &Tensor,
+    needs: [bool; 3],
+    sum: Option<Tensor>,
+) -> Result<[Option<Tensor>; 3]> {
     let s = w.dim(0);
     Ok([
-        needs[0].then(|| on_device_of!(dy, backward_input(dy, w))).transpose()?,
+        needs[0].then(|| on_device_of!(dy, backward_input(dy, w, sum.as_ref()))).transpose()?,
         needs[1].then(|| on_device_of!(dy, backward_weight(dy, x, s))).transpose()?,
         needs[2].then(|| on_device_of!(dy, try backward_bias(dy, s))).transpose()?,
     ])

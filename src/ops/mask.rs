@@ -23,17 +23,23 @@ pub fn feature_mask(
     }
 }
 
-/// Drop path: for each of `b` samples of each stream, 0 with probability `rates[stream]`, else 1/(1 − rate).
-/// Shape `(S, B)`, with S the number of rates.
+/// The factors of drop path: for each of `b` samples of both streams, 0 with probability `rates[stream]`, else
+/// 1/(1 − rate). Shape `(2, B)`.
 ///
 /// # Errors
 /// When a device reports one.
-pub fn drop_path_factors(device: &Device, b: usize, rates: &[f32], seed: u64, stream: u64) -> Result<Tensor> {
-    cpu::drop_factors([rates.len(), b].into(), |i| rates[i / b], seed, stream).to(device)
+pub fn drop_path_factors(
+    device: &Device,
+    b: usize,
+    rates: [f32; 2],
+    seed: u64,
+    stream: u64,
+) -> Result<Tensor> {
+    drop_factors(device, [2, b].into(), rates, seed, stream)
 }
 
-/// Channel dropout: for each channel of each sample, 0 with probability `rate`, else 1/(1 − rate), of shape
-/// `(S, B, C)`.
+/// The factors of channel dropout: for each channel of each sample, 0 with probability `rate`, else 1/(1 − rate), of
+/// shape `(S, B, C)`.
 ///
 /// # Errors
 /// When a device reports one.
@@ -44,7 +50,14 @@ pub fn channel_dropout_factors(
     seed: u64,
     stream: u64,
 ) -> Result<Tensor> {
-    cpu::drop_factors(shape.into(), |_| rate, seed, stream).to(device)
+    drop_factors(device, shape.into(), [rate; 2], seed, stream)
+}
+
+fn drop_factors(device: &Device, shape: Shape, rates: [f32; 2], seed: u64, stream: u64) -> Result<Tensor> {
+    match device {
+        Device::Cpu => Ok(cpu::drop_factors(shape, rates, seed, stream)),
+        Device::Cuda(driver) => cuda::drop_factors(driver, shape, rates, seed, stream),
+    }
 }
 
 /// x where `mask` (U8, of its shape) is not 0, elsewhere 0. Kept values are not rescaled.
@@ -61,18 +74,23 @@ pub fn apply_mask(tape: &mut Tape, x: &Var, mask: &Tensor) -> Result<Var> {
     Ok(tape.record([x], y, move |dy, _| Ok([Some(on_device_of!(dy, apply(&dy, &mask))?)])))
 }
 
-/// Each sample of x `(S, B, …)` times its factor, `(S, B)`: drop path. No gradient flows to the factors.
+/// x + factor·branch for each sample of x and `branch` `(S, B, …)`, factors `(S, B)`: the end of a residual branch with
+/// drop path. No gradient flows to the factors.
 ///
 /// # Errors
 /// When the shapes do not fit.
-pub fn scale_rows(tape: &mut Tape, x: &Var, factors: &Tensor) -> Result<Var> {
+pub fn drop_path(tape: &mut Tape, x: &Var, branch: &Var, factors: &Tensor) -> Result<Var> {
     let (s, f) = (x.shape(), factors.shape());
-    if s.rank() < 2 || s[..2] != *f || s.is_empty() {
-        return Err(Error::shape("scale_rows", "x must be (S, B, ...) and the factors (S, B)", &[s, f]));
+    if s != branch.shape() || s.rank() < 2 || s[..2] != *f || s.is_empty() {
+        let why = "x and the branch must be (S, B, ...) and the factors (S, B)";
+        return Err(Error::shape("drop_path", why, &[s, branch.shape(), f]));
     }
-    let y = on_device_of!(x.value(), scale_rows(x.value(), factors))?;
+    let y = on_device_of!(x.value(), scale_rows(branch.value(), factors, Some(x.value())))?;
     let factors = factors.clone();
-    Ok(tape.record([x], y, move |dy, _| Ok([Some(on_device_of!(dy, scale_rows(&dy, &factors))?)])))
+    Ok(tape.record([x, branch], y, move |dy, _| {
+        let branch = on_device_of!(dy, scale_rows(&dy, &factors, None))?;
+        Ok([Some(dy), Some(branch)])
+    }))
 }
 
 /// Each channel of each sample of x `(S, B, H, W, C)` times its factor, `(S, B, C)`: channel dropout. No gradient

@@ -29,7 +29,7 @@ fn masks_depend_on_seed_stream_and_index_alone() {
 
 #[test]
 fn factors_are_zero_or_make_up_for_the_dropped() {
-    let f = ops::drop_path_factors(&Device::Cpu, 4000, &[0.0, 0.25], 3, 1).unwrap();
+    let f = ops::drop_path_factors(&Device::Cpu, 4000, [0.0, 0.25], 3, 1).unwrap();
     assert_eq!(*f.shape(), [2, 4000]);
     let (first, second) = f.f32().split_at(4000);
     assert!(first.iter().all(|&f| f == 1.0));
@@ -39,7 +39,7 @@ fn factors_are_zero_or_make_up_for_the_dropped() {
     let f = ops::channel_dropout_factors(&Device::Cpu, [1, 3, 64], 0.1, 3, 2).unwrap();
     assert_eq!(*f.shape(), [1, 3, 64]);
     assert!(f.f32().contains(&0.0) && f.f32().iter().all(|&f| f == 0.0 || f == 1.0 / (1.0 - 0.1)));
-    assert_eq!(ops::drop_path_factors(&Device::Cpu, 3, &[1.0], 3, 1).unwrap().f32(), [0.0; 3]);
+    assert_eq!(ops::drop_path_factors(&Device::Cpu, 3, [1.0; 2], 3, 1).unwrap().f32(), [0.0; 6]);
 }
 
 #[test]
@@ -51,12 +51,13 @@ fn match_a_plain_loop() {
         let mask = mask(case, 0.5, 1, 1);
         let (rows, channels) = (random([s, b], 2), random([s, b, c], 3));
         let masked = ops::apply_mask(t, &x, &mask).unwrap();
-        let by_row = ops::scale_rows(t, &x, &rows).unwrap();
+        let branch = Var::constant(random(case, 4));
+        let sum = ops::drop_path(t, &x, &branch, &rows).unwrap();
         let by_channel = ops::scale_channels(t, &x, &channels).unwrap();
         for (i, &x) in x.value().f32().iter().enumerate() {
             let sample = i / (h * w * c);
             assert_eq!(masked.value().f32()[i], x * f32::from(mask.as_slice::<u8>()[i]));
-            assert_eq!(by_row.value().f32()[i], x * rows.f32()[sample]);
+            assert_eq!(sum.value().f32()[i], x + branch.value().f32()[i] * rows.f32()[sample]);
             assert_eq!(by_channel.value().f32()[i], x * channels.f32()[sample * c + i % c]);
         }
     }
@@ -66,12 +67,12 @@ fn match_a_plain_loop() {
 fn gradients() {
     for case in CASES {
         let [s, b, _, _, c] = case;
-        let x = [random(case, 1)];
+        let x = [random(case, 1), random(case, 4)];
         let mask = mask(case, 0.6, 1, 1);
         let (rows, channels) = (random([s, b], 2), random([s, b, c], 3));
-        check_with(&x, 0.5, 1e-4, |t, v| ops::apply_mask(t, &v[0], &mask));
-        check_with(&x, 0.5, 1e-4, |t, v| ops::scale_rows(t, &v[0], &rows));
-        check_with(&x, 0.5, 1e-4, |t, v| ops::scale_channels(t, &v[0], &channels));
+        check_with(&x[..1], 0.5, 1e-4, |t, v| ops::apply_mask(t, &v[0], &mask));
+        check_with(&x, 0.5, 1e-4, |t, v| ops::drop_path(t, &v[0], &v[1], &rows));
+        check_with(&x[..1], 0.5, 1e-4, |t, v| ops::scale_channels(t, &v[0], &channels));
     }
 }
 
@@ -96,17 +97,27 @@ fn on_a_device() {
     let more = [[2, 3, 4, 5, 8], [1, 3, 7, 9, 16], [1, 1, 5, 5, 40], [1, 2, 3, 8, 1]];
     for case in CASES.into_iter().chain(more) {
         let [s, b, _, _, c] = case;
-        let x = [random(case, 1)];
+        let x = [random(case, 1), random(case, 4)];
         let constants = [mask(case, 0.6, 1, 1), random([s, b], 2), random([s, b, c], 3)];
-        device::check(&x, &[], &constants, |t, v, constants| ops::apply_mask(t, &v[0], &constants[0]));
-        device::check(&x, &[], &constants, |t, v, constants| ops::scale_rows(t, &v[0], &constants[1]));
-        device::check(&x, &[], &constants, |t, v, constants| ops::scale_channels(t, &v[0], &constants[2]));
+        device::check(&x[..1], &[], &constants, |t, v, constants| ops::apply_mask(t, &v[0], &constants[0]));
+        device::check(&x, &[], &constants, |t, v, constants| ops::drop_path(t, &v[0], &v[1], &constants[1]));
+        device::check(&x[..1], &[], &constants, |t, v, constants| {
+            ops::scale_channels(t, &v[0], &constants[2])
+        });
     }
     for device in device::all() {
-        let factors = ops::drop_path_factors(device, 9, &[0.0, 0.25], 3, 1).unwrap();
-        let want = ops::drop_path_factors(&Device::Cpu, 9, &[0.0, 0.25], 3, 1).unwrap();
-        assert!(factors.device() == *device);
-        assert_eq!(factors.to(&Device::Cpu).unwrap().f32(), want.f32());
+        for (seed, stream) in [(3, 1), (u64::MAX, u64::MAX - 1), (7 << 40 | 3, 1 << 33)] {
+            let make = |device| {
+                [
+                    ops::drop_path_factors(device, 9, [0.0, 0.25], seed, stream).unwrap(),
+                    ops::channel_dropout_factors(device, [1, 3, 101], 0.1, seed, stream).unwrap(),
+                ]
+            };
+            for (got, want) in make(device).iter().zip(make(&Device::Cpu)) {
+                assert!(got.device() == *device && got.shape() == want.shape());
+                assert_eq!(got.to(&Device::Cpu).unwrap().f32(), want.f32());
+            }
+        }
     }
 }
 
@@ -114,9 +125,11 @@ fn on_a_device() {
 fn shapes_that_do_not_fit_are_named() {
     let (t, x) = (&mut Tape::off(), Var::constant(random([2, 3, 4, 5, 6], 1)));
     let wrong = Tensor::zeros([3, 2]);
-    for e in
-        [ops::apply_mask(t, &x, &wrong), ops::scale_rows(t, &x, &wrong), ops::scale_channels(t, &x, &wrong)]
-    {
+    for e in [
+        ops::apply_mask(t, &x, &wrong),
+        ops::drop_path(t, &x, &x, &wrong),
+        ops::scale_channels(t, &x, &wrong),
+    ] {
         let e = e.unwrap_err().to_string();
         assert!(e.contains("(2, 3, 4, 5, 6)") && e.contains("(3, 2)"), "{e}");
     }
