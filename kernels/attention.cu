@@ -15,6 +15,7 @@
 // or 128, so any d up to 128 works, and moves 16 bytes at a time where d and the addresses allow it.
 #include <common.cuh>
 #include <ptx.cuh>
+#include <windows.cuh>
 
 constexpr int kThreads = 128;
 constexpr unsigned kAllLanes = 0xffffffffu;
@@ -89,15 +90,18 @@ __device__ inline void load_keys(T* stage, const T* kv, int from, const Sizes& s
     cp_async_commit();
 }
 
-// Stores the ROWS rows from `first` on, which are one warp's, of a tile: those below `rows`, of d numbers.
+// Stores the ROWS rows from `first` on, which are one warp's, of a tile: those below `rows`, of d numbers. Lane i knows of
+// row first + i where it goes.
 template <int DIM, int ROWS, class T>
-__device__ inline void store_rows(const T* tile, int first, T* to, int rows, int stride, int d, bool vectors) {
+__device__ inline void store_rows(const T* tile, int first, T* to, int target, int rows, int stride, int d,
+                                  bool vectors) {
     constexpr int kGroups = DIM / 8;
     __syncwarp();
+#pragma unroll
     for (int i = threadIdx.x % kWarp; i < ROWS * kGroups; i += kWarp) {
         const int row = first + i / kGroups, column = i % kGroups * 8;
         const T* from = tile + place<DIM>(row, column);
-        T* at = to + static_cast<size_t>(row) * stride + column;
+        T* at = to + static_cast<size_t>(__shfl_sync(kAllLanes, target, i / kGroups)) * stride + column;
         if (row >= rows || column >= d) continue;
         if (vectors) {
             *reinterpret_cast<Pack<T, 8>*>(at) = *reinterpret_cast<const Pack<T, 8>*>(from);
@@ -157,13 +161,13 @@ template <class T> __device__ inline void as_a(unsigned (&a)[4], const float (&l
 //
 // Shared memory: the block's queries; two stages of a tile of keys and one of values.
 template <int DIM, int TILES, class T>
-__device__ void forward(const T* q, const T* kv, T* y, float* statistics, Sizes sizes) {
+__device__ void forward(const T* q, const T* kv, T* y, float* statistics, Sizes sizes, Windows windows) {
     constexpr int kQueries = 16 * TILES * kWarps, kKeys = 64, kSteps = DIM / 16;
     const int lane = threadIdx.x % kWarp, first = threadIdx.x / kWarp * 16 * TILES, start = blockIdx.x * kQueries;
     const int keys = sizes.keys, c = sizes.c, d = sizes.d, queries = sizes.queries - start;
     const bool vectors = aligned<T>(d, q, kv, y);
     q = head_of(q, sizes.queries, c, d) + static_cast<size_t>(start) * c;
-    y = head_of(y, sizes.queries, c, d) + static_cast<size_t>(start) * c;
+    y = head_of(y, sizes.queries, c, d);
     kv = head_of(kv, keys, 2 * c, d);
 
     T* tile_q = shared_memory<T>();
@@ -300,7 +304,7 @@ __device__ void forward(const T* q, const T* kv, T* y, float* statistics, Sizes 
             }
         }
     }
-    store_rows<DIM, 16 * TILES>(tile_q, first, y, queries, c, d, vectors);
+    store_rows<DIM, 16 * TILES>(tile_q, first, y, windows.pixel(start + first + lane), queries, c, d, vectors);
 }
 
 // dq, and what the other kernel needs of each query. Shared memory: the block's queries and dy; two stages of a tile of
@@ -432,7 +436,7 @@ __device__ void backward_queries(const T* dy, const T* q, const T* kv, const T* 
             }
         }
     }
-    store_rows<DIM, kWarp>(tile_q, first, dq, queries, c, d, vectors);
+    store_rows<DIM, kWarp>(tile_q, first, dq, first + lane, queries, c, d, vectors);
 }
 
 // What `per_part` queries add to dk and dv of 64 keys. A warp takes 16 keys, and computes the transposed scores.
@@ -660,7 +664,7 @@ __device__ inline void load_tile(float* tile, const T* from, int rows, int strid
 
 // A thread takes part in two queries. Shared memory: a tile of keys and one of values.
 template <int DIM, class T>
-__device__ void forward(const T* q, const T* kv, T* y, float* statistics, Sizes sizes) {
+__device__ void forward(const T* q, const T* kv, T* y, float* statistics, Sizes sizes, Windows windows) {
     constexpr int kQueries = 2, kGroup = 4;
     const int keys = sizes.keys, c = sizes.c, d = sizes.d;
     const bool vectors = aligned<T>(d, q, kv, y);
@@ -730,7 +734,7 @@ __device__ void forward(const T* q, const T* kv, T* y, float* statistics, Sizes 
         const int row = first + r * kRows<DIM>;
         if (row >= sizes.queries) continue;
         const float saved[2] = {most[r] * exponent, 1.0f / sum[r]};
-        store_row<DIM>(y + static_cast<size_t>(row) * c, o[r], saved[1], d, vectors);
+        store_row<DIM>(y + static_cast<size_t>(windows.pixel(row)) * c, o[r], saved[1], d, vectors);
         if (statistics && threadIdx.x % kLanesOfRow<DIM> == 0) store(statistics + 2 * row, saved);
     }
 }
@@ -839,11 +843,11 @@ __device__ void backward_keys(const T* dy, const T* q, const T* kv, const Row* r
 template <int DIM, class T> constexpr bool kTensor = sizeof(T) == 2 && DIM <= 64;
 
 template <int DIM, int TILES, class T>
-__device__ void forward(const T* q, const T* kv, T* y, float* statistics, Sizes sizes) {
+__device__ void forward(const T* q, const T* kv, T* y, float* statistics, Sizes sizes, Windows windows) {
     if constexpr (kTensor<DIM, T>) {
-        tensor::forward<DIM, TILES>(q, kv, y, statistics, sizes);
+        tensor::forward<DIM, TILES>(q, kv, y, statistics, sizes, windows);
     } else {
-        plain::forward<DIM>(q, kv, y, statistics, sizes);
+        plain::forward<DIM>(q, kv, y, statistics, sizes, windows);
     }
 }
 
@@ -867,13 +871,14 @@ __device__ void backward_keys(const T* dy, const T* q, const T* kv, const float*
     }
 }
 
-// q, y, dy, dq (samples, N, C); kv (samples, M, 2C) with the keys in the first C channels; statistics (samples, heads,
+// q, y, dy, dq (samples, N, C), in forward y in the order of the image where q is in that of `Windows`; kv (samples, M, 2C) with the keys in the first C channels; statistics (samples, heads,
 // N, 2), or null in forward; rows (samples, heads, N, 4). Grid: blocks of queries (for the last kernel, of keys), heads,
 // samples; blocks of 128 threads.
 #define KERNELS_OF(DIM, T, t)                                                                                        \
     extern "C" __global__ void __launch_bounds__(kThreads) attention_##DIM##_##t(                                    \
-        const T* q, const T* kv, T* y, float* statistics, int queries, int keys, int c, int d, float scale) {        \
-        forward<DIM, 2>(q, kv, y, statistics, Sizes{queries, keys, c, d, scale});                                    \
+        const T* q, const T* kv, T* y, float* statistics, int width, int side, int queries, int keys, int c, int d,  \
+        float scale) {                                                                                               \
+        forward<DIM, 2>(q, kv, y, statistics, Sizes{queries, keys, c, d, scale}, Windows{width, side});              \
     }                                                                                                                \
     extern "C" __global__ void __launch_bounds__(kThreads) attention_queries_##DIM##_##t(                            \
         const T* dy, const T* q, const T* kv, const T* y, const float* statistics, T* dq, float* rows, int queries,  \
@@ -891,8 +896,9 @@ FOR_TYPES(KERNELS)
 // With half as many queries to a block on the tensor cores: for problems that would leave much of the device idle.
 #define SMALL_KERNEL_OF(DIM, T, t)                                                                                   \
     extern "C" __global__ void __launch_bounds__(kThreads) attention_small_##DIM##_##t(                              \
-        const T* q, const T* kv, T* y, float* statistics, int queries, int keys, int c, int d, float scale) {        \
-        forward<DIM, 1>(q, kv, y, statistics, Sizes{queries, keys, c, d, scale});                                    \
+        const T* q, const T* kv, T* y, float* statistics, int width, int side, int queries, int keys, int c, int d,  \
+        float scale) {                                                                                               \
+        forward<DIM, 1>(q, kv, y, statistics, Sizes{queries, keys, c, d, scale}, Windows{width, side});              \
     }
 #define SMALL_KERNELS(T, t) SMALL_KERNEL_OF(16, T, t) SMALL_KERNEL_OF(32, T, t) SMALL_KERNEL_OF(64, T, t)
 SMALL_KERNELS(__half, f16)

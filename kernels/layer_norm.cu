@@ -2,9 +2,11 @@
 //
 // Rows of up to 512 channels that can be moved by 16 bytes are read once: a group of lanes takes a row, each lane up to
 // 16 numbers of it (4 lanes take 64 channels, a warp more than 256), and walks along the rows with its weights in
-// registers. Of other rows a warp takes one, and reads it again, from the cache. Backward gives dx, and for each block
+// registers. Of other rows a warp takes one, and reads it again, from the cache. Forward can write the rows in the order
+// of windows. Backward gives dx, and for each block
 // partial sums of dw and db, which `sum_partials` adds up.
 #include <pixels.cuh>
+#include <windows.cuh>
 
 // Numbers of a row that a lane holds.
 constexpr int kHeld = 16;
@@ -67,7 +69,7 @@ template <int N> __device__ inline void load_floats(const float* from, float (&x
 // Rows of at most kTile channels, by 16 bytes.
 template <int N, class T>
 __device__ void forward_held(const T* x, const float* weight, const float* bias, T* y, float* statistics, int rows,
-                             int c, float eps) {
+                             int c, float eps, Windows windows) {
     const Group<N> group(c, kPacks<N>);
     const float inverse = 1.0f / c;
     Raw<N> raw;
@@ -84,6 +86,7 @@ __device__ void forward_held(const T* x, const float* weight, const float* bias,
     for (long long base = group.first; base < rows; base += group.stride) {
         const long long row = base + group.group;
         if (!kAhead<N>) fetch(row);
+        const int place = windows.place(static_cast<int>(row));
         Held<N> v;
         float sum = 0.0f, square = 0.0f;
         for_packs(group, [&](int k, int) {
@@ -102,11 +105,12 @@ __device__ void forward_held(const T* x, const float* weight, const float* bias,
         });
         const float rstd = rsqrtf(group_sum(square, group.width) * inverse + eps);
         if (row >= rows) continue;
+        T* to = y + static_cast<size_t>(place) * c;
         for_packs(group, [&](int k, int i) {
             if (i >= c) return;
 #pragma unroll
             for (int j = 0; j < N; ++j) v[k][j] = v[k][j] * rstd * w[k][j] + b[k][j];
-            store(y + row * c + i, v[k]);
+            store(to + i, v[k]);
         });
         if (statistics && group.start == 0) {
             statistics[2 * row] = mean;
@@ -118,7 +122,7 @@ __device__ void forward_held(const T* x, const float* weight, const float* bias,
 // Any rows.
 template <int N, class T>
 __device__ void forward_read(const T* x, const float* weight, const float* bias, T* y, float* statistics, int rows,
-                             int c, float eps) {
+                             int c, float eps, Windows windows) {
     const Group<N> group = whole_warp<N>();
 #pragma unroll 1
     for (long long row = group.first; row < rows; row += group.stride) {
@@ -134,13 +138,14 @@ __device__ void forward_read(const T* x, const float* weight, const float* bias,
             for (int j = 0; j < N; ++j) square += (v[j] - mean) * (v[j] - mean);
         });
         const float rstd = rsqrtf(warp_sum(square) / c + eps);
+        T* to = y + static_cast<size_t>(windows.place(static_cast<int>(row))) * c;
         for_row(from, group, c, [&](int i, float(&v)[N]) {
             float w[N], b[N];
             load_floats(weight + i, w);
             load_floats(bias + i, b);
 #pragma unroll
             for (int j = 0; j < N; ++j) v[j] = (v[j] - mean) * rstd * w[j] + b[j];
-            store(y + row * c + i, v);
+            store(to + i, v);
         });
         if (statistics && group.start == 0) {
             statistics[2 * row] = mean;
@@ -149,11 +154,11 @@ __device__ void forward_read(const T* x, const float* weight, const float* bias,
     }
 }
 
-// x, y (S, rows, C); weight, bias (S, C); statistics (S, rows, 2), or null: μ and 1/√(σ² + eps). Grid: any number of
-// blocks, streams.
+// x, y (S, rows, C), of which y is in the order of `windows`; weight, bias (S, C); statistics (S, rows, 2), or null: μ and
+// 1/√(σ² + eps). Grid: any number of blocks, streams.
 template <class T>
 __device__ void forward(const T* x, const float* weight, const float* bias, T* y, float* statistics, int rows, int c,
-                        float eps) {
+                        float eps, Windows windows) {
     const bool vectors = aligned<T>(c, x, y) && aligned<float>(c, weight, bias);
     const size_t stream = blockIdx.y, at = stream * rows * c;
     x += at;
@@ -162,11 +167,11 @@ __device__ void forward(const T* x, const float* weight, const float* bias, T* y
     bias += stream * c;
     if (statistics) statistics += 2 * stream * rows;
     if (vectors && c <= kTile) {
-        forward_held<kLanes<T>>(x, weight, bias, y, statistics, rows, c, eps);
+        forward_held<kLanes<T>>(x, weight, bias, y, statistics, rows, c, eps, windows);
     } else if (vectors) {
-        forward_read<kLanes<T>>(x, weight, bias, y, statistics, rows, c, eps);
+        forward_read<kLanes<T>>(x, weight, bias, y, statistics, rows, c, eps, windows);
     } else {
-        forward_read<1>(x, weight, bias, y, statistics, rows, c, eps);
+        forward_read<1>(x, weight, bias, y, statistics, rows, c, eps, windows);
     }
 }
 
@@ -335,8 +340,8 @@ __device__ void backward(const T* dy, const T* x, const float* weight, const flo
 #define KERNELS(T, t)                                                                                               \
     extern "C" __global__ void __launch_bounds__(kThreads, 3)                                                       \
         layer_norm_##t(const T* x, const float* weight, const float* bias, T* y, float* statistics, int rows,       \
-                       int c, float eps) {                                                                          \
-        forward(x, weight, bias, y, statistics, rows, c, eps);                                                      \
+                       int c, float eps, int width, int side) {                                                     \
+        forward(x, weight, bias, y, statistics, rows, c, eps, {width, side});                                       \
     }                                                                                                               \
     extern "C" __global__ void __launch_bounds__(kThreads, 2)                                                       \
         layer_norm_backward_##t(const T* dy, const T* x, const float* weight, const float* statistics,              \

@@ -1,6 +1,7 @@
 //! Launches of `kernels/attention.cu`; see [`crate::cpu::attention`] for the equations.
 
 use super::reduce::sum_partials;
+use super::windows::Windows;
 use super::{Call, scratch_f32, scratch_like};
 use crate::{DType, Error, Result, Tensor};
 
@@ -73,7 +74,13 @@ impl Problem {
     }
 
     /// The output of [`forward`], and its statistics where there is a place for them.
-    fn attend(&self, q: &Tensor, kv: &Tensor, statistics: Option<&mut Tensor>) -> Result<Tensor> {
+    fn attend(
+        &self,
+        q: &Tensor,
+        kv: &Tensor,
+        statistics: Option<&mut Tensor>,
+        windows: Windows,
+    ) -> Result<Tensor> {
         let (dim, blocks) = (self.dim, self.queries.div_ceil(128) * self.heads * self.samples);
         let large = blocks >= BLOCKS / 2;
         let (rows, shared) = match self.tensor {
@@ -85,8 +92,9 @@ impl Problem {
         let mut y = scratch_like(q, q.shape())?;
         let call = Call::new(&format!("{kernel}_{dim}"), q)?.input(q).input(kv).output(&mut y);
         let call = call.maybe_output_of(statistics, DType::F32).operations(4 * self.product());
+        let call = windows.arguments(call);
         // SAFETY: blocks of `rows` queries cover N, ends are guarded; the shared memory is the block's queries and two
-        // stages of 64 keys and values, or a tile of each.
+        // stages of 64 keys and values, or a tile of each. Windows cover the map, so each query has a place.
         unsafe { self.launch(call, self.queries.div_ceil(rows), shared)? };
         Ok(y)
     }
@@ -100,15 +108,16 @@ impl Problem {
 pub fn forward(q: &Tensor, kv: &Tensor, heads: usize) -> Result<(Tensor, Tensor)> {
     let problem = Problem::of(q, kv, heads)?;
     let mut statistics = scratch_f32(q, [problem.samples, heads, problem.queries, 2])?;
-    Ok((problem.attend(q, kv, Some(&mut statistics))?, statistics))
+    Ok((problem.attend(q, kv, Some(&mut statistics), Windows::NONE)?, statistics))
 }
 
-/// As [`forward`], without what backward needs, and with scores that are multiplied by `scale` instead of 1/√d.
+/// As [`forward`], without what backward needs, with scores that are multiplied by `scale` instead of 1/√d, and with
+/// queries in the order of `windows`: the result is in that of the map.
 ///
 /// # Errors
 /// As [`forward`].
-pub fn infer(q: &Tensor, kv: &Tensor, heads: usize, scale: f32) -> Result<Tensor> {
-    Problem { scale, ..Problem::of(q, kv, heads)? }.attend(q, kv, None)
+pub fn infer(q: &Tensor, kv: &Tensor, heads: usize, scale: f32, windows: Windows) -> Result<Tensor> {
+    Problem { scale, ..Problem::of(q, kv, heads)? }.attend(q, kv, None, windows)
 }
 
 /// The gradients of q and kv from what [`forward`] gave.

@@ -2,6 +2,7 @@
 
 use super::pool::THREADS;
 use super::reduce::sum_partials;
+use super::windows::Windows;
 use super::{Call, WARP, scratch_f32, scratch_like};
 use crate::{DType, Result, Tensor};
 
@@ -22,12 +23,12 @@ fn blocks(rows: usize, c: usize, most: usize) -> usize {
 /// `(rows, 2)`.
 pub fn forward(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Result<(Tensor, Tensor)> {
     let mut statistics = scratch_f32(x, [x.len() / weight.dim(1), 2])?;
-    Ok((norm(x, weight, bias, eps, Some(&mut statistics))?, statistics))
+    Ok((norm(x, weight, bias, eps, Some(&mut statistics), Windows::NONE)?, statistics))
 }
 
-/// As [`forward`], without what backward needs.
-pub fn infer(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Result<Tensor> {
-    norm(x, weight, bias, eps, None)
+/// As [`forward`], without what backward needs, and with the rows of y in the order of `windows`.
+pub fn infer(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32, windows: Windows) -> Result<Tensor> {
+    norm(x, weight, bias, eps, None, windows)
 }
 
 fn norm(
@@ -36,6 +37,7 @@ fn norm(
     bias: &Tensor,
     eps: f32,
     statistics: Option<&mut Tensor>,
+    windows: Windows,
 ) -> Result<Tensor> {
     const MOST_BLOCKS: usize = 1024;
     let (s, c) = (weight.dim(0), weight.dim(1));
@@ -51,8 +53,9 @@ fn norm(
         .int(c)
         .float(eps)
         .operations(7 * x.len());
+    let call = windows.arguments(call);
     // SAFETY: the kernel covers the rows of each of the S streams with any number of blocks; weight and bias have C
-    // numbers for each stream, and the statistics two for each row.
+    // numbers for each stream, and the statistics two for each row. Windows cover the maps, so each row has a place.
     unsafe { call.launch([blocks(rows, c, MOST_BLOCKS), s, 1], THREADS, 0)? };
     Ok(y)
 }

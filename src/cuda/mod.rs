@@ -30,6 +30,7 @@ pub mod scores;
 pub mod spatial;
 pub mod structure;
 pub mod trace;
+pub mod windows;
 
 use std::sync::{Arc, OnceLock};
 

@@ -1,6 +1,7 @@
 //! The kernels that only the fused engine launches, against the operations that they put together, on the CPU.
 
 use amdanet::cuda::scores::Resized;
+use amdanet::cuda::windows::Windows;
 use amdanet::cuda::{attention, conv, fuse, gate, layer_norm, linear, realign, scores, spatial};
 use amdanet::ops::{self, Window};
 use amdanet::{DType, Device, Shape, Tape, Tensor, Var};
@@ -332,7 +333,8 @@ fn norms_and_attention_without_their_statistics() {
             vec![ops::layer_norm(&mut tape(), &v[0], &weight, &bias, 1e-6).unwrap().into_value()]
         },
         |device, _, v| {
-            vec![layer_norm::infer(&v[0], &there(device, &weight), &there(device, &bias), 1e-6).unwrap()]
+            let [weight, bias] = [&weight, &bias].map(|t| there(device, t));
+            vec![layer_norm::infer(&v[0], &weight, &bias, 1e-6, Windows::NONE).unwrap()]
         },
     );
     for (d, heads) in [(16, 2), (32, 1), (64, 2)] {
@@ -340,7 +342,60 @@ fn norms_and_attention_without_their_statistics() {
         check(
             &[q, kv],
             |v| vec![ops::attention(&mut tape(), &v[0], &v[1], heads).unwrap().into_value()],
-            |_, _, v| vec![attention::infer(&v[0], &v[1], heads, (d as f32).powf(-0.5)).unwrap()],
+            |_, _, v| {
+                let scale = (d as f32).powf(-0.5);
+                vec![attention::infer(&v[0], &v[1], heads, scale, Windows::NONE).unwrap()]
+            },
         );
     }
+}
+
+/// The rows of x `(S, B, H, W, C)` in the order of windows of this side.
+fn by_windows(x: &Tensor, side: usize) -> Tensor {
+    let [h, w, c] = [2, 3, 4].map(|axis| x.dim(axis));
+    let mut rows = Vec::with_capacity(x.len());
+    for map in x.f32().chunks(h * w * c) {
+        for window in 0..h / side * (w / side) {
+            let (top, left) = (window / (w / side) * side, window % (w / side) * side);
+            for (row, column) in (0..side * side).map(|i| (top + i / side, left + i % side)) {
+                rows.extend_from_slice(&map[(row * w + column) * c..][..c]);
+            }
+        }
+    }
+    Tensor::from_slice(x.shape(), &rows).unwrap()
+}
+
+#[test]
+fn norms_write_windows_and_attention_reads_them() {
+    for (side, [s, b, h, w], c) in
+        [(2, [2, 3, 4, 6], 24), (3, [1, 2, 6, 3], 7), (4, [2, 1, 4, 16], 64), (1, [1, 2, 3, 5], 8)]
+    {
+        let x = random([s, b, h, w, c], 1);
+        let windows = Windows::of(x.shape(), side).unwrap();
+        let (weight, bias) = (random([s, c], 2), random([s, c], 3));
+        check(
+            std::slice::from_ref(&x),
+            |v| {
+                let [weight, bias] = [&weight, &bias].map(|t| Var::constant(t.clone()));
+                let y = ops::layer_norm(&mut tape(), &v[0], &weight, &bias, 1e-6).unwrap();
+                vec![by_windows(y.value(), side)]
+            },
+            |device, _, v| {
+                let [weight, bias] = [&weight, &bias].map(|t| there(device, t));
+                vec![layer_norm::infer(&v[0], &weight, &bias, 1e-6, windows).unwrap()]
+            },
+        );
+        let tokens = |x: &Tensor| x.reshape([s, b, h * w, c]).unwrap();
+        let q = tokens(&by_windows(&x, side));
+        check(
+            &[q, random([s, b, 9, 2 * c], 4), x],
+            |v| {
+                let q = Var::constant(tokens(v[2].value()));
+                vec![ops::attention(&mut tape(), &q, &v[1], 1).unwrap().into_value()]
+            },
+            |_, _, v| vec![attention::infer(&v[0], &v[1], 1, (c as f32).powf(-0.5), windows).unwrap()],
+        );
+    }
+    let map = Shape::from([1, 1, 6, 9, 8]);
+    assert!(Windows::of(map, 2).is_none() && Windows::of(map, 4).is_none() && Windows::of(map, 3).is_some());
 }

@@ -4,6 +4,7 @@ use super::recorder::Recorder;
 use super::weights::{Attention, Block, Global, Level, Linear, Local, Norm, Sci, Weights};
 use crate::cpu::conv::Window;
 use crate::cuda::scores::Resized;
+use crate::cuda::windows::Windows;
 use crate::cuda::{
     attention, conv, depthwise, elementwise, fuse, gate, layer_norm, linear, pool, realign, scores, spatial,
 };
@@ -104,7 +105,7 @@ fn add(x: &Tensor, layer: &Linear, residual: &Tensor) -> Result<Tensor> {
 }
 
 fn norm(x: &Tensor, norm: &Norm) -> Result<Tensor> {
-    layer_norm::infer(x, &norm.weight, &norm.bias, norm.eps)
+    layer_norm::infer(x, &norm.weight, &norm.bias, norm.eps, Windows::NONE)
 }
 
 fn sum(mut x: Tensor, y: &Tensor) -> Result<Tensor> {
@@ -124,17 +125,23 @@ fn both([first, second]: &[Linear; 2], x: &Tensor) -> Result<Tensor> {
     linear::apply(&b, &second.weight, second.bias.as_ref(), Some(&hidden), true)
 }
 
-/// The keys and values of x `(S, B, H, W, C)`: `(S, B, keys, 2C)`.
-fn keys(attention: &Attention, x: &Tensor) -> Result<Tensor> {
+/// The keys and values of x `(S, B, H, W, C)`: `(S, B, keys, 2C)`. With `windows`, the rows of x are in their order, each a
+/// patch of the convolution.
+fn keys(attention: &Attention, x: &Tensor, windows: bool) -> Result<Tensor> {
+    let [s, b, h, w, c] = [0, 1, 2, 3, 4].map(|axis| x.dim(axis));
     let kv = match &attention.reduction {
         None => apply(x, &attention.kv)?,
         Some((layer, after)) => {
-            let window = Window { stride: attention.sr, padding: 0 };
-            let reduced = conv::infer(x, &layer.weight, layer.bias.as_ref(), attention.sr, window)?;
+            let sr = attention.sr;
+            let window = Window { stride: sr, padding: 0 };
+            // Each window as an image.
+            let images =
+                if windows { x.reshape([s, b * (h / sr) * (w / sr), sr, sr, c])? } else { x.clone() };
+            let reduced = conv::infer(&images, &layer.weight, layer.bias.as_ref(), sr, window)?;
             apply(&norm(&reduced, after)?, &attention.kv)?
         }
     };
-    tokens(&kv)
+    kv.reshape([s, b, kv.len() / (s * b * 2 * c), 2 * c])
 }
 
 /// `(S, B, H, W, C)` as `(S, B, N, C)`.
@@ -145,17 +152,23 @@ fn tokens(x: &Tensor) -> Result<Tensor> {
 /// The attention of `x` to `source`, up to its projection, in the shape of x.
 fn attend(a: &Attention, x: &Tensor, source: &Tensor) -> Result<Tensor> {
     let q = tokens(&apply(x, &a.q)?)?;
-    let kv = keys(a, source)?;
-    attention::infer(&q, &kv, a.heads, SCALE)?.reshape(x.shape())
+    attention::infer(&q, &keys(a, source, false)?, a.heads, SCALE, Windows::NONE)?.reshape(x.shape())
+}
+
+/// The attention of a norm of `x` to itself. Where windows of the reduction cover x, the norm puts them one after another:
+/// then their rows are its patches, and the attention puts its results back.
+fn attend_normed(a: &Attention, x: &Tensor, norm: &Norm) -> Result<Tensor> {
+    let windows = Windows::of(x.shape(), a.sr);
+    let (covered, windows) = (windows.is_some(), windows.unwrap_or(Windows::NONE));
+    let normed = layer_norm::infer(x, &norm.weight, &norm.bias, norm.eps, windows)?;
+    let q = tokens(&apply(&normed, &a.q)?)?;
+    attention::infer(&q, &keys(a, &normed, covered)?, a.heads, SCALE, windows)?.reshape(x.shape())
 }
 
 /// A transformer block.
 fn block(b: &Block, x: Tensor, label: &impl Fn(&str)) -> Result<Tensor> {
     label("block attention");
-    let attended = {
-        let normed = norm(&x, &b.norm1)?;
-        attend(&b.attention, &normed, &normed)?
-    };
+    let attended = attend_normed(&b.attention, &x, &b.norm1)?;
     let x = add(&attended, &b.proj, &x)?;
     drop(attended);
     label("block Mix-FFN");
