@@ -247,6 +247,27 @@ pub trait Driver: Send + Sync {
     /// When the device reports one.
     fn queue(self: Arc<Self>) -> Result<Arc<dyn Driver>>;
 
+    /// What is queued from now on until [`Driver::back`] may be done beside what is queued after that, but after what was
+    /// queued so far; a device may also do everything in the order of the calls. Up to [`Driver::join`] no memory is reserved
+    /// or freed.
+    ///
+    /// # Errors
+    /// When the device reports one.
+    fn aside(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Ends what [`Driver::aside`] began.
+    fn back(&self) {}
+
+    /// Lets what is queued from now on wait for all that was queued aside.
+    ///
+    /// # Errors
+    /// When the device reports one.
+    fn join(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Lets what is queued here from now on wait for what is queued on a stream of another library.
     ///
     /// # Errors

@@ -10,6 +10,7 @@ use std::collections::{HashMap, HashSet};
 use std::ffi::{CStr, CString, c_void};
 use std::fmt;
 use std::ptr::null_mut;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use cudarc::cublaslt::sys as cublaslt;
@@ -19,6 +20,7 @@ use self::blas::Blas;
 use self::nvml::Nvml;
 use super::driver::{Driver, Graph, Launch, Product};
 use super::kernels;
+use crate::tensor::pool::Pool;
 use crate::{Error, Result};
 
 /// What this machine has.
@@ -233,9 +235,15 @@ struct Queue {
     stream: sys::CUstream,
     /// For memory that is needed while the queue is being recorded.
     aside: sys::CUstream,
+    /// For work that is done beside the rest, and whether that is what is queued now.
+    beside: sys::CUstream,
+    is_beside: AtomicBool,
     /// Where this queue and another stream wait for each other.
     meeting: sys::CUevent,
-    blas: Mutex<Option<Blas>>,
+    /// For products of the queue, and for those beside it once there are any: each stream has a workspace.
+    blas: [Mutex<Option<Blas>>; 2],
+    /// Memory that was freed, in the order of the queue: it may serve whatever is queued next.
+    waiting: Mutex<Pool<u64>>,
     recording: Mutex<Option<Recording>>,
     marks: Mutex<Marks>,
     staging: Mutex<Staging>,
@@ -271,13 +279,17 @@ struct Function {
 struct Recording {
     reserved: HashSet<u64>,
     spare: HashMap<usize, Vec<u64>>,
-    /// Freed here, but older than the recording.
-    older: Vec<u64>,
+    /// Freed here, but older than the recording, with their bytes.
+    older: Vec<(u64, usize)>,
 }
 
 impl Recording {
-    fn freed(self) -> Vec<u64> {
-        self.spare.into_values().flatten().chain(self.older).collect()
+    fn freed(self) -> Vec<(u64, usize)> {
+        let spare = self.spare.into_iter();
+        spare
+            .flat_map(|(bytes, all)| all.into_iter().map(move |address| (address, bytes)))
+            .chain(self.older)
+            .collect()
     }
 }
 
@@ -463,8 +475,11 @@ impl Queue {
             context,
             stream: null_mut(),
             aside: null_mut(),
+            beside: null_mut(),
+            is_beside: AtomicBool::new(false),
             meeting: null_mut(),
-            blas: Mutex::new(None),
+            blas: Default::default(),
+            waiting: Mutex::new(Pool::new()),
             recording: Mutex::new(None),
             marks: Mutex::default(),
             staging: Mutex::new(Staging { memory: null_mut(), used: 0 }),
@@ -478,17 +493,34 @@ impl Queue {
         unsafe {
             check(sys::cuStreamCreate(&mut queue.stream, flags), &what)?;
             check(sys::cuStreamCreate(&mut queue.aside, flags), &what)?;
+            check(sys::cuStreamCreate(&mut queue.beside, flags), &what)?;
             check(sys::cuEventCreate(&mut queue.meeting, untimed), &what)?;
             let mut memory = null_mut();
             check(sys::cuMemHostAlloc(&mut memory, STAGING, 0), &what)?;
             lock(&queue.staging).memory = memory.cast();
         }
-        let workspace = if queue.context.info.capability.0 == 9 { 64 << 20 } else { 32 << 20 };
-        let address = queue.reserve(workspace, queue.stream)?;
-        let blas =
-            Blas::new(address, workspace, queue.context.tf32).inspect_err(|_| queue.release(address))?;
-        *lock(&queue.blas) = Some(blas);
+        queue.open_blas(0)?;
         Ok(Arc::new(queue))
+    }
+
+    /// Starts cuBLASLt for one of the two streams, if that is still to be done.
+    fn open_blas(&self, stream: usize) -> Result<()> {
+        let mut blas = lock(&self.blas[stream]);
+        if blas.is_none() {
+            let bytes = if self.context.info.capability.0 == 9 { 64 << 20 } else { 32 << 20 };
+            let address = match *lock(&self.recording) {
+                Some(_) => self.reserve_aside(bytes)?,
+                None => self.reserve(bytes, self.stream)?,
+            };
+            let opened = Blas::new(address, bytes, self.context.tf32);
+            *blas = Some(opened.inspect_err(|_| self.release(address))?);
+        }
+        Ok(())
+    }
+
+    /// The stream for what is queued now.
+    fn current(&self) -> sys::CUstream {
+        if self.is_beside.load(Relaxed) { self.beside } else { self.stream }
     }
 
     fn enter(&self) -> Result<Entered> {
@@ -549,6 +581,28 @@ impl Queue {
         })
     }
 
+    /// Memory of [`Queue::waiting`], or new.
+    fn allocate(&self, bytes: usize) -> Result<u64> {
+        let found = lock(&self.waiting).take(bytes, |address| self.release(address));
+        if let Some(address) = found {
+            return Ok(address);
+        }
+        let reserved = self.reserve(bytes, self.stream).or_else(|e| {
+            let waiting = lock(&self.waiting).drain();
+            if waiting.map(|address| self.release(address)).count() == 0 {
+                return Err(e);
+            }
+            self.reserve(bytes, self.stream)
+        });
+        reserved.inspect_err(|_| lock(&self.waiting).discount(bytes))
+    }
+
+    /// Lets memory wait for the next request of its size.
+    fn free(&self, address: u64, bytes: usize) {
+        let left = lock(&self.waiting).give(bytes, address);
+        left.into_iter().for_each(|address| self.release(address));
+    }
+
     /// Gives memory back in the order of the queue. There is nobody to tell of an error; the next call meets it too.
     fn release(&self, address: u64) {
         // SAFETY: the address came from `reserve`, and its owner gave it up.
@@ -560,6 +614,16 @@ impl Queue {
         match *lock(&self.recording) {
             Some(_) => Err(Error::cuda(what, "cannot be done while launches are being recorded")),
             None => Ok(()),
+        }
+    }
+
+    /// Lets what is queued on `stream` from now on wait for what is queued on `other`; both are this device's.
+    fn wait(&self, stream: sys::CUstream, other: sys::CUstream, what: &str) -> Result<()> {
+        // SAFETY: streams of ours, or one that the caller of `follow` or `lead` vouches for; the event is ours, and what waits
+        // for it waits for this record of it.
+        unsafe {
+            check(sys::cuEventRecord(self.meeting, other), what)?;
+            check(sys::cuStreamWaitEvent(stream, self.meeting, 0), what)
         }
     }
 
@@ -584,10 +648,12 @@ impl Drop for Queue {
                 }
             }
             if !self.stream.is_null() {
-                let blas = lock(&self.blas).take();
-                if let Some(blas) = &blas {
-                    self.release(blas.workspace());
+                if !self.beside.is_null() {
+                    let _ = sys::cuStreamSynchronize(self.beside);
                 }
+                let blas = self.blas.each_ref().map(|blas| lock(blas).take());
+                blas.iter().flatten().for_each(|blas| self.release(blas.workspace()));
+                lock(&self.waiting).drain().for_each(|address| self.release(address));
                 let _ = sys::cuStreamSynchronize(self.stream);
                 drop(blas);
                 let _ = sys::cuStreamDestroy_v2(self.stream);
@@ -596,8 +662,8 @@ impl Drop for Queue {
             if !staging.is_null() {
                 let _ = sys::cuMemFreeHost(staging.cast());
             }
-            if !self.aside.is_null() {
-                let _ = sys::cuStreamDestroy_v2(self.aside);
+            for stream in [self.aside, self.beside].into_iter().filter(|stream| !stream.is_null()) {
+                let _ = sys::cuStreamDestroy_v2(stream);
             }
             let events = std::mem::take(&mut lock(&self.marks).events);
             for event in events.into_iter().chain([self.meeting]).filter(|event| !event.is_null()) {
@@ -641,12 +707,13 @@ impl Driver for Gpu {
     fn allocate(&self, bytes: usize) -> Result<u64> {
         let _entered = self.0.enter()?;
         let mut recording = lock(&self.0.recording);
-        let Some(recording) = &mut *recording else { return self.0.reserve(bytes, self.0.stream) };
+        let Some(recording) = &mut *recording else { return self.0.allocate(bytes) };
         if let Some(address) = recording.spare.get_mut(&bytes).and_then(Vec::pop) {
             return Ok(address);
         }
         let address = self.0.reserve_aside(bytes)?;
         recording.reserved.insert(address);
+        lock(&self.0.waiting).count(bytes);
         Ok(address)
     }
 
@@ -656,8 +723,8 @@ impl Driver for Gpu {
             Some(recording) if recording.reserved.contains(&address) => {
                 recording.spare.entry(bytes).or_default().push(address);
             }
-            Some(recording) => recording.older.push(address),
-            None => self.0.release(address),
+            Some(recording) => recording.older.push((address, bytes)),
+            None => self.0.free(address, bytes),
         }
     }
 
@@ -736,7 +803,7 @@ impl Driver for Gpu {
         }
         let _entered = self.0.enter()?;
         // SAFETY: the caller vouches for both ranges.
-        let status = unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, bytes, self.0.stream) };
+        let status = unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, bytes, self.0.current()) };
         check(status, format_args!("copy of {bytes} bytes"))
     }
 
@@ -746,7 +813,7 @@ impl Driver for Gpu {
         }
         let _entered = self.0.enter()?;
         // SAFETY: the caller vouches for the range.
-        let status = unsafe { sys::cuMemsetD8Async(to, byte, bytes, self.0.stream) };
+        let status = unsafe { sys::cuMemsetD8Async(to, byte, bytes, self.0.current()) };
         check(status, format_args!("fill of {bytes} bytes"))
     }
 
@@ -772,7 +839,7 @@ impl Driver for Gpu {
                 by,
                 bz,
                 launch.shared,
-                self.0.stream,
+                self.0.current(),
                 pointers.as_mut_ptr(),
                 null_mut(),
             )
@@ -782,9 +849,10 @@ impl Driver for Gpu {
 
     unsafe fn product(&self, product: &Product) -> Result<()> {
         let _entered = self.0.enter()?;
-        let run = || match &mut *lock(&self.0.blas) {
-            // SAFETY: the caller vouches for the matrices, and the queue is the one whose order they follow.
-            Some(blas) => unsafe { blas.run(product, self.0.stream.cast()) },
+        let (stream, of) = (self.0.current(), usize::from(self.0.is_beside.load(Relaxed)));
+        let run = || match &mut *lock(&self.0.blas[of]) {
+            // SAFETY: the caller vouches for the matrices, and the stream is the one whose order they follow.
+            Some(blas) => unsafe { blas.run(product, stream.cast()) },
             None => Err(Error::cuda(product, "cuBLASLt is closed")),
         };
         let recording = lock(&self.0.recording).is_some();
@@ -796,28 +864,35 @@ impl Driver for Gpu {
         Ok(Arc::new(Self(Queue::new(self.0.context.clone())?)))
     }
 
+    fn aside(&self) -> Result<()> {
+        let _entered = self.0.enter()?;
+        self.0.open_blas(1)?;
+        self.0.wait(self.0.beside, self.0.stream, "beginning work beside other work")?;
+        self.0.is_beside.store(true, Relaxed);
+        Ok(())
+    }
+
+    fn back(&self) {
+        self.0.is_beside.store(false, Relaxed);
+    }
+
+    fn join(&self) -> Result<()> {
+        let _entered = self.0.enter()?;
+        self.0.wait(self.0.stream, self.0.beside, "waiting for work beside other work")
+    }
+
     unsafe fn follow(&self, stream: u64) -> Result<()> {
         let what = "waiting for the caller's stream";
         let _entered = self.0.enter()?;
         self.0.not_recording(what)?;
-        let meeting = self.0.meeting;
-        // SAFETY: the caller vouches for the stream; the event is ours, and what waits for it waits for this record of it.
-        unsafe {
-            check(sys::cuEventRecord(meeting, stream as sys::CUstream), what)?;
-            check(sys::cuStreamWaitEvent(self.0.stream, meeting, 0), what)
-        }
+        self.0.wait(self.0.stream, stream as sys::CUstream, what)
     }
 
     unsafe fn lead(&self, stream: u64) -> Result<()> {
         let what = "letting the caller's stream wait";
         let _entered = self.0.enter()?;
         self.0.not_recording(what)?;
-        let meeting = self.0.meeting;
-        // SAFETY: as above.
-        unsafe {
-            check(sys::cuEventRecord(meeting, self.0.stream), what)?;
-            check(sys::cuStreamWaitEvent(stream as sys::CUstream, meeting, 0), what)
-        }
+        self.0.wait(stream as sys::CUstream, self.0.stream, what)
     }
 
     fn holds(&self, address: u64) -> bool {
@@ -916,7 +991,7 @@ impl Driver for Gpu {
 struct Recorded {
     queue: Arc<Queue>,
     executable: sys::CUgraphExec,
-    memory: Vec<u64>,
+    memory: Vec<(u64, usize)>,
 }
 
 // SAFETY: as for `Queue`; only one thread at a time has this value.
@@ -933,7 +1008,7 @@ impl Graph for Recorded {
 impl Drop for Recorded {
     fn drop(&mut self) {
         let Ok(_entered) = self.queue.enter() else { return };
-        // Only after its last launch: `release` follows the order of the queue, and the driver keeps an executable
+        // Only after its last launch: what is freed follows the order of the queue, and the driver keeps an executable
         // graph until it is through.
         if !self.executable.is_null() {
             // SAFETY: it was made by `end_capture` and is given back once.
@@ -942,7 +1017,7 @@ impl Drop for Recorded {
         // If another recording is under way, what is given back now belongs to that one.
         match &mut *lock(&self.queue.recording) {
             Some(recording) => recording.older.append(&mut self.memory),
-            None => self.memory.drain(..).for_each(|address| self.queue.release(address)),
+            None => self.memory.drain(..).for_each(|(address, bytes)| self.queue.free(address, bytes)),
         }
     }
 }

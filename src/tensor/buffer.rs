@@ -1,17 +1,12 @@
 //! Host memory: cache-line aligned buffers, recycled, and counted.
-//!
-//! A training step frees and asks for the same sizes over and over; fresh pages from the system cost more than
-//! many of the kernels that fill them. So a freed buffer waits in a pool for the next request of its size. The pool
-//! makes the process no larger than [`most_bytes`] of its live peak: before a new allocation would, waiting buffers are
-//! released.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::sync::{Mutex, PoisonError};
 
 use memmap2::{MmapMut, MmapOptions};
 
 use super::Element;
+use super::pool::Pool;
 
 /// The unit of allocation: one cache line.
 #[repr(C, align(64))]
@@ -73,84 +68,33 @@ impl Default for Lines {
     }
 }
 
-#[derive(Default)]
-struct Pool {
-    /// Freed buffers by their length in lines.
-    free: BTreeMap<usize, Vec<Lines>>,
-    /// Lines in `free`, in use, and the most that were in use at once since the start and since the last reset.
-    waiting: usize,
-    live: usize,
-    most_live: usize,
-    peak: usize,
-}
-
-static POOL: Mutex<Pool> =
-    Mutex::new(Pool { free: BTreeMap::new(), waiting: 0, live: 0, most_live: 0, peak: 0 });
-
-/// The most that tensors and waiting buffers together take, where `peak` is the most that tensors ever took at once. With
-/// less room than a quarter, a step would throw away buffers that it soon asks for again.
-pub fn most_bytes(peak: usize) -> usize {
-    peak + peak / 4
-}
+static POOL: Mutex<Pool<Lines>> = Mutex::new(Pool::new());
 
 /// Bytes in all tensors that are alive now.
 pub fn live_bytes() -> usize {
-    lock().live * size_of::<Line>()
+    lock().live() * size_of::<Line>()
 }
 
 /// The most bytes that were alive at once since the start or the last [`reset_peak_bytes`].
 pub fn peak_bytes() -> usize {
-    lock().peak * size_of::<Line>()
+    lock().peak() * size_of::<Line>()
 }
 
 /// Gives freed buffers that wait for a request of their size back to the system.
 pub fn release_waiting() {
-    let free = {
-        let mut pool = lock();
-        pool.waiting = 0;
-        std::mem::take(&mut pool.free)
-    };
+    let waiting = lock().drain();
     // Without the lock, because it takes a while.
-    drop(free);
+    waiting.for_each(drop);
 }
 
 /// Starts a new measurement of [`peak_bytes`] from what is alive now.
 pub fn reset_peak_bytes() {
-    let mut pool = lock();
-    pool.peak = pool.live;
+    lock().reset_peak();
 }
 
-fn lock() -> std::sync::MutexGuard<'static, Pool> {
-    // Every update below leaves the counts consistent before anything that can panic.
+fn lock() -> std::sync::MutexGuard<'static, Pool<Lines>> {
+    // Every update leaves the counts consistent before anything that can panic.
     POOL.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Pool {
-    /// A waiting buffer of exactly `lines`, or `None` once there is room for a new one.
-    fn take(&mut self, lines: usize) -> Option<Lines> {
-        self.live += lines;
-        self.peak = self.peak.max(self.live);
-        self.most_live = self.most_live.max(self.live);
-        if let Some(list) = self.free.get_mut(&lines) {
-            let found = list.pop();
-            if list.is_empty() {
-                self.free.remove(&lines);
-            }
-            if found.is_some() {
-                self.waiting -= lines;
-                return found;
-            }
-        }
-        while self.live + self.waiting > most_bytes(self.most_live) {
-            let Some(mut entry) = self.free.last_entry() else { break };
-            self.waiting -= *entry.key();
-            entry.get_mut().pop();
-            if entry.get().is_empty() {
-                entry.remove();
-            }
-        }
-        None
-    }
 }
 
 /// A block of host memory that returns to the pool when dropped. Its content starts arbitrary.
@@ -162,7 +106,7 @@ impl Buffer {
     /// At least `bytes` bytes.
     pub fn new(bytes: usize) -> Self {
         let lines = bytes.div_ceil(size_of::<Line>());
-        let recycled = lock().take(lines);
+        let recycled = lock().take(lines, drop);
         Self { lines: recycled.unwrap_or_else(|| Lines::zeroed(lines)) }
     }
 
@@ -203,12 +147,12 @@ impl Drop for Buffer {
             return;
         }
         let mut pool = lock();
-        pool.live -= lines.len();
-        if lines.len() >= SMALLEST_POOLED
-            && pool.live + pool.waiting + lines.len() <= most_bytes(pool.most_live)
-        {
-            pool.waiting += lines.len();
-            pool.free.entry(lines.len()).or_default().push(lines);
+        if lines.len() < SMALLEST_POOLED {
+            return pool.discount(lines.len());
         }
+        let left = pool.give(lines.len(), lines);
+        // Without the lock.
+        drop(pool);
+        drop(left);
     }
 }

@@ -7,13 +7,14 @@ mod buffer;
 mod device;
 mod dtype;
 pub mod memory;
+pub mod pool;
 mod shape;
 
 use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
 
-pub use buffer::{Buffer, live_bytes, most_bytes, peak_bytes, release_waiting, reset_peak_bytes};
+pub use buffer::{Buffer, live_bytes, peak_bytes, release_waiting, reset_peak_bytes};
 pub use device::{Device, Precision};
 pub use dtype::{DType, Element};
 pub use shape::{MAX_RANK, Shape};

@@ -7,7 +7,7 @@ use crate::cuda::trace::Trace;
 use crate::data::{Batch, Dataset};
 use crate::model::Amdanet;
 use crate::nn::{Layout, Params, Pass};
-use crate::tensor::most_bytes;
+use crate::tensor::pool;
 use crate::{DType, Device, Result, Tensor};
 
 /// The most memory that a training takes, in bytes.
@@ -75,7 +75,7 @@ pub fn estimate(
     let copies = if config.run.ema > 0.0 { 3 } else { 2 } * parameters;
     let beside = PROGRAM + queue + decoded + copies;
     let (host, device) = match device {
-        Device::Cpu => (most_bytes(tensors - patches.min(tensors)) + workspace + beside, None),
+        Device::Cpu => (pool::most(tensors - patches.min(tensors)) + workspace + beside, None),
         Device::Cuda(_) => (parameters + beside, Some(tensors)),
     };
     // A twentieth for what is held in between, so that a training stays below what is said.

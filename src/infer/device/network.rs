@@ -14,6 +14,10 @@ use crate::{Result, Tensor};
 /// Scores come in units of ln 2, and the kernel takes e^(scale·score).
 const SCALE: f32 = std::f32::consts::LN_2;
 
+/// Numbers of the pictures, two pairs of 480×640, up to which the levels' parts of the heads are computed beside the
+/// next levels. Larger pictures fill a device, and the buffers of both would take memory.
+const MOST_BESIDE: usize = 2 * 2 * 480 * 640 * 3;
+
 /// Where the results go, on the device.
 pub struct Outputs {
     /// The class of each pixel, U8 `(B, H, W)`.
@@ -41,6 +45,7 @@ impl Forward<'_> {
     pub fn run(&self, pictures: &Tensor, out: &mut Outputs) -> Result<()> {
         let config = &self.weights.config;
         let paper = config.arch == Arch::Paper;
+        let beside = pictures.len() <= MOST_BESIDE;
         let mut streams = pictures.clone();
         let (mut segments, mut taps) = (Vec::with_capacity(4), Vec::with_capacity(4));
         for (i, level) in self.weights.levels.iter().enumerate() {
@@ -65,14 +70,27 @@ impl Forward<'_> {
             }
             label("local alignment");
             let aligned = level.local.as_ref().map_or_else(|| Ok(x.clone()), |local| align(local, &x))?;
-            label("global alignment");
-            segments.push(segment(level, &aligned)?);
-            label("fusion taps");
-            let points = linear::side_by_side(&aligned, &level.points.weight, level.points.bias.as_ref())?;
-            taps.push(apply(&points, &level.taps)?);
+            let mut for_heads = || {
+                label("global alignment");
+                segments.push(segment(level, &aligned)?);
+                label("fusion taps");
+                let points = &level.points;
+                let points = linear::side_by_side(&aligned, &points.weight, points.bias.as_ref())?;
+                taps.push(apply(&points, &level.taps)?);
+                Ok(())
+            };
+            // Nothing but the heads needs this, and a few pictures leave a device room for more.
+            if beside {
+                self.recorder.aside(&mut for_heads)?
+            } else {
+                for_heads()?
+            }
             streams = if paper { x } else { aligned };
         }
         drop(streams);
+        if beside {
+            self.recorder.join();
+        }
         self.recorder.label("segmentation head".into());
         let ([fine, b, c, d], [ta, tb, tc, td]) = (&segments[..], &taps[..]) else {
             unreachable!("four levels")

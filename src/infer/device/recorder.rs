@@ -1,5 +1,6 @@
 //! A plan by recording: the launches of one forward pass, their buffers in one arena.
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::cuda::driver::{Arg, Driver, Graph, Launch, Memory, Product, Task, Work};
@@ -14,25 +15,29 @@ const WITHIN: u32 = 40;
 /// What a device aligns allocations to, and so do plans.
 const ALIGNMENT: usize = 256;
 
-/// The same task with every address as `place` says.
-fn placed(mut task: Task, place: impl Fn(u64) -> u64) -> Task {
-    match &mut task {
-        Task::Copy { from, to, .. } => (*from, *to) = (place(*from), place(*to)),
-        Task::Fill { to, .. } => *to = place(*to),
+/// Every address of a task.
+fn addresses(task: &mut Task) -> Vec<&mut u64> {
+    match task {
+        Task::Copy { from, to, .. } => vec![from, to],
+        Task::Fill { to, .. } => vec![to],
         Task::Launch { args, .. } => {
-            for arg in args {
-                if let Arg::Pointer(address) = arg {
-                    *address = place(*address);
-                }
-            }
+            let pointers = args.iter_mut().filter_map(|arg| match arg {
+                Arg::Pointer(address) => Some(address),
+                _ => None,
+            });
+            pointers.collect()
         }
-        Task::Product(product) => {
-            let Product { a, b, c, bias, residual, .. } = product;
+        Task::Product(Product { a, b, c, bias, residual, .. }) => {
             let matrices = [a, b, c].into_iter().chain(residual);
-            matrices.map(|m| &mut m.address).chain(bias).for_each(|address| *address = place(*address));
+            matrices.map(|matrix| &mut matrix.address).chain(bias).collect()
         }
     }
-    task
+}
+
+/// The number of a planned buffer, and the byte within it.
+fn planned(address: u64) -> Option<(usize, u64)> {
+    let planned = address.checked_sub(PLANNED)?;
+    Some(((planned >> WITHIN) as usize, planned & ((1 << WITHIN) - 1)))
 }
 
 #[derive(Default)]
@@ -41,6 +46,8 @@ struct Recording {
     names: Vec<String>,
     buffers: Vec<Life>,
     label: String,
+    aside: Vec<Range<usize>>,
+    join: usize,
 }
 
 /// A device that can take notes of its work instead of doing it. Between [`Recorder::begin`] and [`Recorder::end`],
@@ -77,6 +84,35 @@ impl Recorder {
         }
     }
 
+    /// Notes that what `work` queues may be done beside what comes after it, up to [`Recorder::join`].
+    ///
+    /// # Errors
+    /// Those of `work`.
+    pub fn aside<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let tasks = || self.recording().as_ref().map_or(0, |recording| recording.tasks.len());
+        let start = tasks();
+        let done = work()?;
+        let range = start..tasks();
+        if let Some(recording) = &mut *self.recording() {
+            recording.aside.push(range);
+        }
+        Ok(done)
+    }
+
+    /// Notes that what comes now needs all that is done aside. What that touches has a place of its own up to here.
+    pub fn join(&self) {
+        let Some(recording) = &mut *self.recording() else { return };
+        let Recording { tasks, buffers, aside, join, .. } = recording;
+        *join = tasks.len();
+        for range in aside {
+            let addresses = tasks[range.clone()].iter_mut().flat_map(addresses);
+            for (number, _) in addresses.filter_map(|address| planned(*address)) {
+                let end = &mut buffers[number].steps.end;
+                *end = (*end).max(*join);
+            }
+        }
+    }
+
     /// Forgets what was noted.
     pub fn cancel(&self) {
         *self.recording() = None;
@@ -89,27 +125,24 @@ impl Recorder {
     pub fn end(&self) -> Result<Recorded> {
         let recording = self.recording().take();
         let recording = recording.ok_or_else(|| Error::cuda("a plan", "nothing was recorded"))?;
-        let Recording { tasks, names, mut buffers, .. } = recording;
+        let Recording { mut tasks, names, mut buffers, aside, join, .. } = recording;
         for life in &mut buffers {
             life.steps.end = life.steps.end.min(tasks.len());
         }
         let (starts, bytes) = place(&buffers);
         let arena = Memory::new(&self.device, bytes)?;
-        let within = (1 << WITHIN) - 1;
-        let place = |address: u64| match address.checked_sub(PLANNED) {
-            Some(planned) => {
-                arena.address() + starts[(planned >> WITHIN) as usize] as u64 + (planned & within)
+        for address in tasks.iter_mut().flat_map(addresses) {
+            if let Some((number, within)) = planned(*address) {
+                *address = arena.address() + starts[number] as u64 + within;
             }
-            None => address,
-        };
-        let tasks: Vec<Task> = tasks.into_iter().map(|task| placed(task, place)).collect();
+        }
         let steps = names.into_iter().zip(&tasks).map(|(name, task)| {
             let Work { bytes, operations } = task.work();
             let (bytes, operations) = (bytes as usize, operations as usize);
             Step { name, bytes, operations, seconds: f64::INFINITY }
         });
         let plan = Plan { steps: steps.collect(), arena: bytes, scratch: 0 };
-        Ok(Recorded { graph: None, plan, tasks, _arena: arena })
+        Ok(Recorded { graph: None, plan, tasks, aside, join, _arena: arena })
     }
 }
 
@@ -120,6 +153,9 @@ pub struct Recorded {
     /// Its steps.
     pub plan: Plan,
     tasks: Vec<Task>,
+    /// Tasks that may be done beside those that follow them, and the first one that needs them.
+    aside: Vec<Range<usize>>,
+    join: usize,
     _arena: Memory,
 }
 
@@ -155,7 +191,27 @@ impl Recorded {
     /// As [`Recorded::launch`].
     unsafe fn run(&self, queue: &dyn Driver) -> Result<()> {
         // SAFETY: the caller's promise is passed on.
-        self.tasks.iter().try_for_each(|task| unsafe { task.run(queue) })
+        let run =
+            |range: Range<usize>| self.tasks[range].iter().try_for_each(|task| unsafe { task.run(queue) });
+        let to_join = || {
+            let mut next = 0;
+            for range in &self.aside {
+                run(next..range.start)?;
+                queue.aside()?;
+                let done = run(range.clone());
+                queue.back();
+                done?;
+                next = range.end;
+            }
+            run(next..self.join)
+        };
+        let done = to_join();
+        if self.join > 0 {
+            // After an error too, so that nobody gives back what is in use there.
+            queue.join()?;
+        }
+        done?;
+        run(self.join..self.tasks.len())
     }
 
     /// Does it step by step, notes the time of each, and then tells `watch` of them; whether that let it come to the end.
@@ -243,9 +299,9 @@ impl Driver for Recorder {
     }
 
     fn free(&self, address: u64, bytes: usize) {
-        let Some(planned) = address.checked_sub(PLANNED) else { return self.device.free(address, bytes) };
+        let Some((number, _)) = planned(address) else { return self.device.free(address, bytes) };
         if let Some(Recording { tasks, buffers, .. }) = &mut *self.recording()
-            && let Some(life) = buffers.get_mut((planned >> WITHIN) as usize)
+            && let Some(life) = buffers.get_mut(number)
         {
             life.steps.end = tasks.len();
         }

@@ -64,6 +64,14 @@ impl Options {
 pub struct Emulator {
     device: Arc<Device>,
     recording: Mutex<Option<Vec<Task>>>,
+    beside: Mutex<Beside>,
+}
+
+/// What is queued aside is done as late as can be: where it is waited for.
+#[derive(Default)]
+struct Beside {
+    now: bool,
+    tasks: Vec<Task>,
 }
 
 struct Device {
@@ -88,7 +96,11 @@ impl Emulator {
     pub fn new(options: Options) -> Arc<Self> {
         let memory = DeviceMemory::new(options.checked);
         let device = Device { options, memory, meetings: Mutex::default(), pinned: Mutex::default() };
-        Arc::new(Self { device: Arc::new(device), recording: Mutex::new(None) })
+        Arc::new(Self::of(Arc::new(device)))
+    }
+
+    fn of(device: Arc<Device>) -> Self {
+        Self { device, recording: Mutex::default(), beside: Mutex::default() }
     }
 
     /// Bytes that are allocated.
@@ -121,12 +133,22 @@ impl Emulator {
     /// # Safety
     /// What it touches belongs to the caller.
     unsafe fn queue(&self, task: Task) -> Result<()> {
+        let mut beside = self.beside();
+        if beside.now {
+            beside.tasks.push(task);
+            return Ok(());
+        }
+        drop(beside);
         if let Some(tasks) = self.recording().as_mut() {
             tasks.push(task);
             return Ok(());
         }
         // SAFETY: the caller vouches for the memory.
         unsafe { self.device.run(&task) }
+    }
+
+    fn beside(&self) -> MutexGuard<'_, Beside> {
+        self.beside.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     fn not_while_recording(&self, what: &str) -> Result<()> {
@@ -148,7 +170,22 @@ impl Driver for Emulator {
     }
 
     fn queue(self: Arc<Self>) -> Result<Arc<dyn Driver>> {
-        Ok(Arc::new(Self { device: self.device.clone(), recording: Mutex::new(None) }))
+        Ok(Arc::new(Self::of(self.device.clone())))
+    }
+
+    fn aside(&self) -> Result<()> {
+        self.beside().now = true;
+        Ok(())
+    }
+
+    fn back(&self) {
+        self.beside().now = false;
+    }
+
+    fn join(&self) -> Result<()> {
+        let tasks = std::mem::take(&mut self.beside().tasks);
+        // SAFETY: who queued them vouched for what they touch, up to here.
+        tasks.into_iter().try_for_each(|task| unsafe { self.queue(task) })
     }
 
     unsafe fn follow(&self, stream: u64) -> Result<()> {
@@ -242,7 +279,11 @@ impl Driver for Emulator {
     }
 
     fn end_capture(&self) -> Result<Box<dyn Graph>> {
+        let beside = std::mem::take(&mut *self.beside());
         let tasks = self.recording().take();
+        if !beside.tasks.is_empty() {
+            return Err(Error::cuda("end_capture", "what was queued aside was not waited for"));
+        }
         let tasks = tasks.ok_or_else(|| Error::cuda("end_capture", "no capture has begun"))?;
         Ok(Box::new(Recording { device: self.device.clone(), tasks }))
     }
