@@ -479,7 +479,7 @@ impl Queue {
             is_beside: AtomicBool::new(false),
             meeting: null_mut(),
             blas: Default::default(),
-            waiting: Mutex::new(Pool::new()),
+            waiting: Mutex::new(Pool::empty()),
             recording: Mutex::new(None),
             marks: Mutex::default(),
             staging: Mutex::new(Staging { memory: null_mut(), used: 0 }),

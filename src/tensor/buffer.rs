@@ -68,7 +68,7 @@ impl Default for Lines {
     }
 }
 
-static POOL: Mutex<Pool<Lines>> = Mutex::new(Pool::new());
+static POOL: Mutex<Pool<Lines>> = Mutex::new(Pool::empty());
 
 /// Bytes in all tensors that are alive now.
 pub fn live_bytes() -> usize {

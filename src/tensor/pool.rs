@@ -25,7 +25,7 @@ pub fn most(peak: usize) -> usize {
 
 impl<B> Pool<B> {
     /// An empty one.
-    pub const fn new() -> Self {
+    pub const fn empty() -> Self {
         Self { free: BTreeMap::new(), waiting: 0, live: 0, most_live: 0, peak: 0 }
     }
 
@@ -105,7 +105,7 @@ mod tests {
 
     #[test]
     fn blocks_wait_for_their_size_and_make_room_for_others() {
-        let (mut pool, mut released) = (Pool::new(), Vec::new());
+        let (mut pool, mut released) = (Pool::empty(), Vec::new());
         let mut take = |pool: &mut Pool<&'static str>, size| pool.take(size, |block| released.push(block));
         assert_eq!(take(&mut pool, 100), None);
         assert_eq!(take(&mut pool, 60), None);
@@ -131,7 +131,7 @@ mod tests {
 
     #[test]
     fn a_block_without_room_comes_back() {
-        let mut pool = Pool::new();
+        let mut pool = Pool::empty();
         pool.count(10);
         assert_eq!(pool.take(10, drop), None);
         assert_eq!(pool.give(10, 1), None);
