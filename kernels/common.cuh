@@ -5,7 +5,7 @@
 // - its only shared memory is the dynamic one, `shared_memory<T>()`;
 // - every thread of a block reaches every __syncthreads, and every lane of a warp every shuffle;
 // - inline PTX is in ptx.cuh alone;
-// - sums are in f32, in an order that the shape alone decides: no atomics on floats;
+// - sums are in f32, in an order that shape and alignment alone decide: no atomics on floats;
 // - `restrict` stands only where the launcher never passes one buffer twice.
 #pragma once
 

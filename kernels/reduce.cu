@@ -1,4 +1,4 @@
-// Sums over rows, in two steps whose order the shape alone decides: blocks of rows first, then their partial sums.
+// Sums over rows, in two steps whose order shape and alignment decide: blocks of rows first, then their partial sums.
 #include <common.cuh>
 
 // Adds the numbers of `rows` rows of threads, `width` threads each, in the order of the rows; the sum is of use in the

@@ -213,7 +213,7 @@ fn a_device_computes_the_network() {
             for (dtype, tolerance) in [(DType::F32, 1e-5), (DType::F16, 5e-3), (DType::BF16, 4e-2)] {
                 let device = device(Precision::F32);
                 let mut session = engine.clone().to(&device, dtype).unwrap().session();
-                for (h, w) in [(32, 32), (75, 101)] {
+                for (h, w) in [(32, 32), (75, 101), (64, 96)] {
                     let [visible, infrared] = pictures(2, h, w);
                     let pairs = Pairs::new(&visible, &infrared).unwrap();
                     let mut on_cpu = engine.session();

@@ -220,7 +220,7 @@ impl Task {
     }
 }
 
-/// A device and a queue of work on it: everything is done in the order of the calls.
+/// A device and a queue of work on it: everything is done in the order of the calls, but for [`Driver::aside`].
 ///
 /// Work may still be under way when a call returns; an error that the device meets later comes with a later call.
 pub trait Driver: Send + Sync {

@@ -234,7 +234,7 @@ struct Queue {
     context: Arc<Context>,
     stream: sys::CUstream,
     /// For memory that is needed while the queue is being recorded.
-    aside: sys::CUstream,
+    for_memory: sys::CUstream,
     /// For work that is done beside the rest, and whether that is what is queued now.
     beside: sys::CUstream,
     is_beside: AtomicBool,
@@ -371,7 +371,7 @@ impl Context {
             of.location.type_ = sys::CUmemLocationType_enum::CU_MEM_LOCATION_TYPE_DEVICE;
             of.location.id = self.device;
             check(sys::cuMemPoolCreate(&mut self.pool, &of), what)?;
-            // What is freed stays in the pool for the next request: the pool is this library's arena.
+            // What queues give back stays in the pool, for any of them.
             let mut keep = u64::MAX;
             let threshold = sys::CUmemPool_attribute_enum::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
             check(sys::cuMemPoolSetAttribute(self.pool, threshold, (&raw mut keep).cast()), what)?;
@@ -474,7 +474,7 @@ impl Queue {
         let mut queue = Self {
             context,
             stream: null_mut(),
-            aside: null_mut(),
+            for_memory: null_mut(),
             beside: null_mut(),
             is_beside: AtomicBool::new(false),
             meeting: null_mut(),
@@ -492,26 +492,23 @@ impl Queue {
         // SAFETY: the context is current; each handle is written by the call that makes it, and given back in `drop`.
         unsafe {
             check(sys::cuStreamCreate(&mut queue.stream, flags), &what)?;
-            check(sys::cuStreamCreate(&mut queue.aside, flags), &what)?;
+            check(sys::cuStreamCreate(&mut queue.for_memory, flags), &what)?;
             check(sys::cuStreamCreate(&mut queue.beside, flags), &what)?;
             check(sys::cuEventCreate(&mut queue.meeting, untimed), &what)?;
             let mut memory = null_mut();
             check(sys::cuMemHostAlloc(&mut memory, STAGING, 0), &what)?;
             lock(&queue.staging).memory = memory.cast();
         }
-        queue.open_blas(0)?;
+        queue.open_blas(0, if queue.context.info.capability.0 == 9 { 64 << 20 } else { 32 << 20 })?;
         Ok(Arc::new(queue))
     }
 
-    /// Starts cuBLASLt for one of the two streams, if that is still to be done.
-    fn open_blas(&self, stream: usize) -> Result<()> {
+    /// Starts cuBLASLt for one of the two streams with a workspace of `bytes` bytes, if that is still to be done.
+    fn open_blas(&self, stream: usize, bytes: usize) -> Result<()> {
         let mut blas = lock(&self.blas[stream]);
         if blas.is_none() {
-            let bytes = if self.context.info.capability.0 == 9 { 64 << 20 } else { 32 << 20 };
-            let address = match *lock(&self.recording) {
-                Some(_) => self.reserve_aside(bytes)?,
-                None => self.reserve(bytes, self.stream)?,
-            };
+            self.not_recording("starting cuBLASLt")?;
+            let address = self.reserve(bytes, self.stream)?;
             let opened = Blas::new(address, bytes, self.context.tf32);
             *blas = Some(opened.inspect_err(|_| self.release(address))?);
         }
@@ -534,7 +531,11 @@ impl Queue {
             || unsafe { sys::cuMemAllocFromPoolAsync(&mut address, bytes.max(1), self.context.pool, stream) };
         let mut status = reserve();
         if status == CUresult::CUDA_ERROR_OUT_OF_MEMORY {
-            // Memory of finished work may be held in pieces: give back what waits in the pool, and ask once more.
+            // Memory waits here, or that of finished work in pieces in the driver's pool: give it back, and ask once more.
+            // Where the other stream is meant the queue is being recorded, and nothing can be freed on it.
+            if stream == self.stream {
+                self.release_waiting();
+            }
             // SAFETY: as above.
             let trimmed = unsafe {
                 sys::cuStreamSynchronize(stream) == CUresult::CUDA_SUCCESS
@@ -574,9 +575,9 @@ impl Queue {
     /// Reserves memory while the queue is being recorded: from the other queue, and ready when this returns.
     fn reserve_aside(&self, bytes: usize) -> Result<u64> {
         self.unrecorded(|| {
-            let address = self.reserve(bytes, self.aside)?;
+            let address = self.reserve(bytes, self.for_memory)?;
             // SAFETY: the stream is ours.
-            check(unsafe { sys::cuStreamSynchronize(self.aside) }, Allocation(bytes))?;
+            check(unsafe { sys::cuStreamSynchronize(self.for_memory) }, Allocation(bytes))?;
             Ok(address)
         })
     }
@@ -587,14 +588,14 @@ impl Queue {
         if let Some(address) = found {
             return Ok(address);
         }
-        let reserved = self.reserve(bytes, self.stream).or_else(|e| {
-            let waiting = lock(&self.waiting).drain();
-            if waiting.map(|address| self.release(address)).count() == 0 {
-                return Err(e);
-            }
-            self.reserve(bytes, self.stream)
-        });
-        reserved.inspect_err(|_| lock(&self.waiting).discount(bytes))
+        let address = self.reserve(bytes, self.stream)?;
+        lock(&self.waiting).count(bytes);
+        Ok(address)
+    }
+
+    /// Gives all memory that waits back to the driver.
+    fn release_waiting(&self) {
+        lock(&self.waiting).drain().for_each(|address| self.release(address));
     }
 
     /// Lets memory wait for the next request of its size.
@@ -653,7 +654,7 @@ impl Drop for Queue {
                 }
                 let blas = self.blas.each_ref().map(|blas| lock(blas).take());
                 blas.iter().flatten().for_each(|blas| self.release(blas.workspace()));
-                lock(&self.waiting).drain().for_each(|address| self.release(address));
+                self.release_waiting();
                 let _ = sys::cuStreamSynchronize(self.stream);
                 drop(blas);
                 let _ = sys::cuStreamDestroy_v2(self.stream);
@@ -662,7 +663,7 @@ impl Drop for Queue {
             if !staging.is_null() {
                 let _ = sys::cuMemFreeHost(staging.cast());
             }
-            for stream in [self.aside, self.beside].into_iter().filter(|stream| !stream.is_null()) {
+            for stream in [self.for_memory, self.beside].into_iter().filter(|stream| !stream.is_null()) {
                 let _ = sys::cuStreamDestroy_v2(stream);
             }
             let events = std::mem::take(&mut lock(&self.marks).events);
@@ -861,12 +862,22 @@ impl Driver for Gpu {
     }
 
     fn queue(self: Arc<Self>) -> Result<Arc<dyn Driver>> {
-        Ok(Arc::new(Self(Queue::new(self.0.context.clone())?)))
+        let new = || Queue::new(self.0.context.clone());
+        // What waits in this queue may be what the other one lacks.
+        let queue = new().or_else(|e| {
+            let _entered = self.0.enter()?;
+            self.0.not_recording("another queue").map_err(|_| e)?;
+            self.0.release_waiting();
+            self.0.synchronise("another queue")?;
+            new()
+        });
+        Ok(Arc::new(Self(queue?)))
     }
 
     fn aside(&self) -> Result<()> {
         let _entered = self.0.enter()?;
-        self.0.open_blas(1)?;
+        // Products of a few pictures.
+        self.0.open_blas(1, 8 << 20)?;
         self.0.wait(self.0.beside, self.0.stream, "beginning work beside other work")?;
         self.0.is_beside.store(true, Relaxed);
         Ok(())

@@ -1,4 +1,4 @@
-//! Sums over rows, in an order that the shape alone decides.
+//! Sums over rows, in an order that shape and alignment alone decide.
 
 use super::{Call, scratch_f32};
 use crate::{DType, Result, Tensor};

@@ -107,7 +107,12 @@ impl Buffer {
     pub fn new(bytes: usize) -> Self {
         let lines = bytes.div_ceil(size_of::<Line>());
         let recycled = lock().take(lines, drop);
-        Self { lines: recycled.unwrap_or_else(|| Lines::zeroed(lines)) }
+        let new = || {
+            let new = Lines::zeroed(lines);
+            lock().count(lines);
+            new
+        };
+        Self { lines: recycled.unwrap_or_else(new) }
     }
 
     /// The content of a file, whose length is a multiple of 64 bytes: read when it is first looked at, and shared with

@@ -51,15 +51,14 @@ impl<B> Pool<B> {
         self.most_live = self.most_live.max(self.live);
     }
 
-    /// Takes back what [`Pool::count`] or [`Pool::take`] counted, because nothing came of it.
+    /// No longer counts a block of `size`, which its owner keeps or gives back elsewhere.
     pub fn discount(&mut self, size: usize) {
         self.live -= size;
     }
 
-    /// Counts a block of `size`, and gives one that waits. Where none does, others are released until there is room for
-    /// a new one.
+    /// A block of `size` that waits, which is counted then. Where none does, others are released until there is room for a
+    /// new one, which the owner counts once it has it.
     pub fn take(&mut self, size: usize, mut release: impl FnMut(B)) -> Option<B> {
-        self.count(size);
         if let Some(list) = self.free.get_mut(&size) {
             let found = list.pop();
             if list.is_empty() {
@@ -67,10 +66,12 @@ impl<B> Pool<B> {
             }
             if found.is_some() {
                 self.waiting -= size;
+                self.count(size);
                 return found;
             }
         }
-        while self.live + self.waiting > most(self.most_live) {
+        let live = self.live + size;
+        while live + self.waiting > most(self.most_live.max(live)) {
             let Some(mut entry) = self.free.last_entry() else { break };
             self.waiting -= *entry.key();
             entry.get_mut().pop().into_iter().for_each(&mut release);
@@ -103,40 +104,49 @@ impl<B> Pool<B> {
 mod tests {
     use super::*;
 
+    /// A block that waited, or "new".
+    fn take(pool: &mut Pool<&'static str>, released: &mut Vec<&'static str>, size: usize) -> &'static str {
+        pool.take(size, |block| released.push(block)).unwrap_or_else(|| {
+            pool.count(size);
+            "new"
+        })
+    }
+
     #[test]
     fn blocks_wait_for_their_size_and_make_room_for_others() {
-        let (mut pool, mut released) = (Pool::empty(), Vec::new());
-        let mut take = |pool: &mut Pool<&'static str>, size| pool.take(size, |block| released.push(block));
-        assert_eq!(take(&mut pool, 100), None);
-        assert_eq!(take(&mut pool, 60), None);
+        let (pool, released) = (&mut Pool::empty(), &mut Vec::new());
+        assert_eq!([take(pool, released, 100), take(pool, released, 60)], ["new"; 2]);
         assert_eq!((pool.live(), pool.peak()), (160, 160));
         assert_eq!(pool.give(100, "a"), None);
-        assert_eq!(take(&mut pool, 99), None);
-        // 60 + 99 live and 100 waiting are more than 200, so "a" went.
-        assert_eq!(take(&mut pool, 100), None);
+        // 60 + 99 live and 100 waiting are more than 200.
+        assert_eq!((take(pool, released, 99), &released[..]), ("new", &["a"][..]));
+        assert_eq!(take(pool, released, 100), "new");
         assert_eq!((pool.live(), pool.peak()), (259, 259));
         assert_eq!((pool.give(100, "b"), pool.give(60, "c")), (None, None));
-        assert_eq!(take(&mut pool, 60), Some("c"));
-        assert_eq!(take(&mut pool, 60), None);
-        assert_eq!((pool.live(), take(&mut pool, 100)), (219, Some("b")));
-        pool.reset_peak();
+        assert_eq!([60, 60, 100].map(|size| take(pool, released, size)), ["c", "new", "b"]);
         assert_eq!((pool.live(), pool.peak()), (319, 319));
-        assert_eq!((pool.give(100, "b"), pool.give(60, "c"), pool.give(60, "d")), (None, None, None));
-        assert_eq!(pool.drain().collect::<Vec<_>>().len(), 3);
-        assert_eq!((pool.live(), take(&mut pool, 60)), (99, None));
-        pool.discount(60);
-        assert_eq!(pool.live(), 99);
-        assert_eq!(released, ["a"]);
+        pool.give(100, "b");
+        pool.reset_peak();
+        assert_eq!((pool.live(), pool.peak()), (219, 219));
+        assert_eq!((pool.drain().collect::<Vec<_>>(), take(pool, released, 100)), (vec!["b"], "new"));
+        assert_eq!(released.len(), 1);
     }
 
     #[test]
     fn a_block_without_room_comes_back() {
         let mut pool = Pool::empty();
-        pool.count(10);
-        assert_eq!(pool.take(10, drop), None);
+        (0..2).for_each(|_| pool.count(10));
         assert_eq!(pool.give(10, 1), None);
         pool.discount(10);
         pool.count(20);
         assert_eq!(pool.give(20, 2), Some(2), "10 wait already, and 25 is the most");
+    }
+
+    #[test]
+    fn what_was_asked_for_in_vain_counts_nothing() {
+        let mut pool = Pool::empty();
+        pool.count(100);
+        assert_eq!(pool.take(1000, drop), None::<()>);
+        assert_eq!((pool.live(), pool.peak(), pool.most_live), (100, 100, 100));
     }
 }

@@ -15,7 +15,7 @@ use crate::{DType, Device, Result, Tensor};
 pub struct Estimate {
     /// Of the host.
     pub host: usize,
-    /// Of the CUDA device, where one computes: what tensors take.
+    /// Of the CUDA device, where one computes: what tensors and freed memory take.
     pub device: Option<usize>,
 }
 
@@ -76,7 +76,7 @@ pub fn estimate(
     let beside = PROGRAM + queue + decoded + copies;
     let (host, device) = match device {
         Device::Cpu => (pool::most(tensors - patches.min(tensors)) + workspace + beside, None),
-        Device::Cuda(_) => (parameters + beside, Some(tensors)),
+        Device::Cuda(_) => (parameters + beside, Some(pool::most(tensors))),
     };
     // A twentieth for what is held in between, so that a training stays below what is said.
     Ok(Estimate { host: host + host / 20, device })

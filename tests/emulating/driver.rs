@@ -56,6 +56,42 @@ fn copies_and_fills() {
     }
 }
 
+#[test]
+fn work_aside_is_done_as_late_as_it_may() {
+    let bench = Bench::new(Options::default());
+    let x = bench.buffer(&[1u8; 4]);
+    let fill = |byte| {
+        // SAFETY: the memory is as long.
+        unsafe { bench.driver.fill(x.address(), byte, 4).unwrap() };
+    };
+    let aside = |byte| {
+        bench.driver.aside().unwrap();
+        fill(byte);
+        bench.driver.back();
+    };
+    aside(2);
+    assert_eq!(bench.read::<u8>(&x, 4), [1; 4]);
+    fill(3);
+    bench.driver.join().unwrap();
+    assert_eq!(bench.read::<u8>(&x, 4), [2; 4]);
+
+    bench.driver.begin_capture().unwrap();
+    aside(4);
+    fill(5);
+    bench.driver.join().unwrap();
+    let graph = bench.driver.end_capture().unwrap();
+    // SAFETY: the memory is there still.
+    unsafe { graph.launch().unwrap() };
+    assert_eq!(bench.read::<u8>(&x, 4), [4; 4]);
+
+    bench.driver.begin_capture().unwrap();
+    aside(6);
+    let e = bench.driver.end_capture().err().unwrap().to_string();
+    assert!(e.contains("was not waited for"), "{e}");
+    bench.driver.join().unwrap();
+    assert_eq!(bench.read::<u8>(&x, 4), [4; 4]);
+}
+
 /// Numbers of `dtype` from f32, and back.
 fn to_bytes(dtype: DType, numbers: &[f32]) -> Vec<u8> {
     match dtype {

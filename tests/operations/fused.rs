@@ -367,9 +367,15 @@ fn by_windows(x: &Tensor, side: usize) -> Tensor {
 
 #[test]
 fn norms_write_windows_and_attention_reads_them() {
-    for (side, [s, b, h, w], c) in
-        [(2, [2, 3, 4, 6], 24), (3, [1, 2, 6, 3], 7), (4, [2, 1, 4, 16], 64), (1, [1, 2, 3, 5], 8)]
-    {
+    let cases = [
+        (2, [2, 3, 4, 6], 24, 1),
+        (3, [1, 2, 6, 3], 7, 1),
+        (4, [2, 1, 12, 16], 64, 2),
+        // Blocks enough for large ones.
+        (2, [2, 66, 4, 6], 32, 2),
+        (1, [1, 2, 3, 5], 8, 1),
+    ];
+    for (side, [s, b, h, w], c, heads) in cases {
         let x = random([s, b, h, w, c], 1);
         let windows = Windows::of(x.shape(), side).unwrap();
         let (weight, bias) = (random([s, c], 2), random([s, c], 3));
@@ -391,9 +397,12 @@ fn norms_write_windows_and_attention_reads_them() {
             &[q, random([s, b, 9, 2 * c], 4), x],
             |v| {
                 let q = Var::constant(tokens(v[2].value()));
-                vec![ops::attention(&mut tape(), &q, &v[1], 1).unwrap().into_value()]
+                vec![ops::attention(&mut tape(), &q, &v[1], heads).unwrap().into_value()]
             },
-            |_, _, v| vec![attention::infer(&v[0], &v[1], 1, (c as f32).powf(-0.5), windows).unwrap()],
+            |_, _, v| {
+                let scale = ((c / heads) as f32).powf(-0.5);
+                vec![attention::infer(&v[0], &v[1], heads, scale, windows).unwrap()]
+            },
         );
     }
     let map = Shape::from([1, 1, 6, 9, 8]);

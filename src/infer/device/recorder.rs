@@ -126,6 +126,9 @@ impl Recorder {
         let recording = self.recording().take();
         let recording = recording.ok_or_else(|| Error::cuda("a plan", "nothing was recorded"))?;
         let Recording { mut tasks, names, mut buffers, aside, join, .. } = recording;
+        if aside.last().is_some_and(|range| range.end > join) {
+            return Err(Error::cuda("a plan", "what is done aside is never waited for"));
+        }
         for life in &mut buffers {
             life.steps.end = life.steps.end.min(tasks.len());
         }
@@ -206,11 +209,9 @@ impl Recorded {
             run(next..self.join)
         };
         let done = to_join();
-        if self.join > 0 {
-            // After an error too, so that nobody gives back what is in use there.
-            queue.join()?;
-        }
-        done?;
+        // After an error too, so that nobody gives back what is in use there.
+        let joined = if self.join > 0 { queue.join() } else { Ok(()) };
+        done.and(joined)?;
         run(self.join..self.tasks.len())
     }
 

@@ -25,7 +25,8 @@ impl Failing {
         })
     }
 
-    /// Makes the `n`-th call from now on fail: 1 is the next allocation, launch, product, upload, copy or fill.
+    /// Makes the `n`-th call from now on fail: 1 is the next allocation, launch, product, upload, copy, fill, or beginning or
+    /// end of work aside.
     pub fn fail_at(&self, n: usize) {
         self.fails_at.store(self.calls() + n, SeqCst);
     }
@@ -59,6 +60,22 @@ impl Driver for Failing {
 
     fn queue(self: Arc<Self>) -> Result<Arc<dyn Driver>> {
         Ok(self)
+    }
+
+    fn aside(&self) -> Result<()> {
+        self.count("aside")?;
+        self.inner.aside()
+    }
+
+    fn back(&self) {
+        self.inner.back();
+    }
+
+    fn join(&self) -> Result<()> {
+        // What was queued is done all the same.
+        let done = self.inner.join();
+        self.count("join")?;
+        done
     }
 
     unsafe fn follow(&self, stream: u64) -> Result<()> {
