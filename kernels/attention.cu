@@ -871,9 +871,9 @@ __device__ void backward_keys(const T* dy, const T* q, const T* kv, const float*
     }
 }
 
-// q, y, dy, dq (samples, N, C), in forward y in the order of the image where q is in that of `Windows`; kv (samples, M, 2C) with the keys in the first C channels; statistics (samples, heads,
-// N, 2), or null in forward; rows (samples, heads, N, 4). Grid: blocks of queries (for the last kernel, of keys), heads,
-// samples; blocks of 128 threads.
+// q, y, dy, dq (samples, N, C), in forward q in the order of `Windows` and y in that of the image; kv (samples, M, 2C)
+// with the keys in the first C channels; statistics (samples, heads, N, 2), or null in forward; rows (samples, heads, N,
+// 4). Grid: blocks of queries (for the last kernel, of keys), heads, samples; blocks of 128 threads.
 #define KERNELS_OF(DIM, T, t)                                                                                        \
     extern "C" __global__ void __launch_bounds__(kThreads) attention_##DIM##_##t(                                    \
         const T* q, const T* kv, T* y, float* statistics, int width, int side, int queries, int keys, int c, int d,  \

@@ -3,8 +3,7 @@
 // Rows of up to 512 channels that can be moved by 16 bytes are read once: a group of lanes takes a row, each lane up to
 // 16 numbers of it (4 lanes take 64 channels, a warp more than 256), and walks along the rows with its weights in
 // registers. Of other rows a warp takes one, and reads it again, from the cache. Forward can write the rows in the order
-// of windows. Backward gives dx, and for each block
-// partial sums of dw and db, which `sum_partials` adds up.
+// of windows. Backward gives dx, and for each block partial sums of dw and db, which `sum_partials` adds up.
 #include <pixels.cuh>
 #include <windows.cuh>
 

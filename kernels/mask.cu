@@ -91,20 +91,20 @@ __device__ void apply_mask(const T* x, const u8* mask, T* y, u64 groups, u64 len
     if (i < len) y[i] = mask[i] == 0 ? from_float<T>(0.0f) : x[i];
 }
 
-// x, y (samples, pixels, C), factors (samples, C): y[n, p, c] = x[n, p, c]·factors[n, c] + add[n, p, c], if there is an
-// `add`. `len` is a sample's numbers.
-// `lanes` is N, and then C is 1 or a multiple of N and `len` is one, or 1. Grid: len/lanes threads, samples.
+// x, y (samples, pixels, C), and `more` or null, factors (samples, C): y[n, p, c] = x[n, p, c]·factors[n, c] +
+// more[n, p, c]. `len` is a sample's numbers. `lanes` is N, and then C is 1 or a multiple of N and `len` is one, or 1.
+// Grid: len/lanes threads, samples.
 template <int N, class T>
-__device__ void scale(const T* x, const T* add, T* y, const float* factors, int len, int c) {
+__device__ void scale(const T* x, const T* more, T* y, const float* factors, int len, int c) {
     const unsigned i = (blockIdx.x * blockDim.x + threadIdx.x) * N;
     if (i >= static_cast<unsigned>(len)) return;
     const size_t at = static_cast<size_t>(blockIdx.y) * len + i;
     factors += static_cast<size_t>(blockIdx.y) * c + i % c;
-    float v[N], more[N] = {};
+    float v[N], add[N] = {};
     load(x + at, v);
-    if (add) load(add + at, more);
+    if (more) load(more + at, add);
 #pragma unroll
-    for (int j = 0; j < N; ++j) v[j] = v[j] * factors[c == 1 ? 0 : j] + more[j];
+    for (int j = 0; j < N; ++j) v[j] = v[j] * factors[c == 1 ? 0 : j] + add[j];
     store(y + at, v);
 }
 
@@ -112,12 +112,12 @@ __device__ void scale(const T* x, const T* add, T* y, const float* factors, int 
     extern "C" __global__ void apply_mask_##t(const T* x, const u8* mask, T* y, u64 groups, u64 len) {            \
         apply_mask(x, mask, y, groups, len);                                                                      \
     }                                                                                                             \
-    extern "C" __global__ void scale_##t(const T* x, const T* add, T* y, const float* factors, int len, int c,    \
+    extern "C" __global__ void scale_##t(const T* x, const T* more, T* y, const float* factors, int len, int c,   \
                                          int lanes) {                                                             \
         if (lanes == 1) {                                                                                         \
-            scale<1>(x, add, y, factors, len, c);                                                                 \
+            scale<1>(x, more, y, factors, len, c);                                                                \
         } else {                                                                                                  \
-            scale<kLanes<T>>(x, add, y, factors, len, c);                                                         \
+            scale<kLanes<T>>(x, more, y, factors, len, c);                                                        \
         }                                                                                                         \
     }
 FOR_TYPES(KERNELS)

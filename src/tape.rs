@@ -67,14 +67,6 @@ pub struct Key {
 
 type Backward<'a> = Box<dyn FnOnce(Vec<Option<Tensor>>, &mut Gradients) -> Result<()> + Send + 'a>;
 
-/// The gradient of a node's only output.
-fn only(dy: impl IntoIterator<Item = Option<Tensor>>) -> Tensor {
-    match dy.into_iter().next().flatten() {
-        Some(dy) => dy,
-        None => unreachable!("a node without the gradient of an output is passed over"),
-    }
-}
-
 struct Node<'a> {
     outputs: Range<usize>,
     backward: Backward<'a>,
@@ -137,16 +129,12 @@ impl<'a> Tape<'a> {
         value: Tensor,
         backward: impl FnOnce(Tensor, [bool; N], Option<Tensor>) -> Result<[Option<Tensor>; N]> + Send + 'a,
     ) -> Var {
-        if !self.recording || !inputs.iter().any(|input| input.needs_grad()) {
-            return Var::constant(value);
-        }
-        let (inputs, id) = (inputs.map(Var::key), self.slot());
-        let backward: Backward = Box::new(move |dy, gradients| {
+        let inputs = inputs.map(Var::key);
+        let needed = inputs.map(|input| input.id.is_some());
+        self.node(needed.contains(&true), value, move |dy, gradients| {
             let sum = inputs[0].id.and_then(|id| gradients.slots[id].take());
-            gradients.add_all(inputs, backward(only(dy), inputs.map(|input| input.id.is_some()), sum)?)
-        });
-        self.nodes.push(Node { outputs: id..id + 1, backward });
-        Var { value, id: Some(id) }
+            gradients.add_all(inputs, backward(dy, needed, sum)?)
+        })
     }
 
     /// [`Tape::record`] for an operation that has already given up the tensor of an input.
@@ -156,8 +144,10 @@ impl<'a> Tape<'a> {
         value: Tensor,
         backward: impl FnOnce(Tensor, [bool; N]) -> Result<[Option<Tensor>; N]> + Send + 'a,
     ) -> Var {
-        let [y] = self.record_outputs(inputs, [value], |dy, needed| backward(only(dy), needed));
-        y
+        let needed = inputs.map(|input| input.id.is_some());
+        self.node(needed.contains(&true), value, move |dy, gradients| {
+            gradients.add_all(inputs, backward(dy, needed)?)
+        })
     }
 
     /// [`Tape::record_keys`] for an operation with several outputs: `backward` receives the gradient of each that has
@@ -189,12 +179,26 @@ impl<'a> Tape<'a> {
         value: Tensor,
         backward: impl FnOnce(Tensor) -> Result<Vec<Option<Tensor>>> + Send + 'a,
     ) -> Var {
-        if !self.recording || inputs.iter().all(|input| input.id.is_none()) {
+        let needed = inputs.iter().any(|input| input.id.is_some());
+        self.node(needed, value, move |dy, gradients| gradients.add_all(inputs, backward(dy)?))
+    }
+
+    /// Makes `value` the only output of a node, if a gradient is needed: `backward` receives that of the value, and adds to
+    /// those of the inputs.
+    fn node(
+        &mut self,
+        needed: bool,
+        value: Tensor,
+        backward: impl FnOnce(Tensor, &mut Gradients) -> Result<()> + Send + 'a,
+    ) -> Var {
+        if !self.recording || !needed {
             return Var::constant(value);
         }
         let id = self.slot();
-        let backward: Backward =
-            Box::new(move |dy, gradients| gradients.add_all(inputs, backward(only(dy))?));
+        let backward: Backward = Box::new(move |mut dy, gradients| match dy.pop().flatten() {
+            Some(dy) => backward(dy, gradients),
+            None => unreachable!("a node without the gradient of an output is passed over"),
+        });
         self.nodes.push(Node { outputs: id..id + 1, backward });
         Var { value, id: Some(id) }
     }

@@ -79,7 +79,7 @@ impl Problem {
         q: &Tensor,
         kv: &Tensor,
         statistics: Option<&mut Tensor>,
-        windows: Windows,
+        windows: Option<Windows>,
     ) -> Result<Tensor> {
         let (dim, blocks) = (self.dim, self.queries.div_ceil(128) * self.heads * self.samples);
         let large = blocks >= BLOCKS / 2;
@@ -92,7 +92,7 @@ impl Problem {
         let mut y = scratch_like(q, q.shape())?;
         let call = Call::new(&format!("{kernel}_{dim}"), q)?.input(q).input(kv).output(&mut y);
         let call = call.maybe_output_of(statistics, DType::F32).operations(4 * self.product());
-        let call = windows.arguments(call);
+        let call = Windows::arguments(windows, call);
         // SAFETY: blocks of `rows` queries cover N, ends are guarded; the shared memory is the block's queries and two
         // stages of 64 keys and values, or a tile of each. Windows cover the map, so each query has a place.
         unsafe { self.launch(call, self.queries.div_ceil(rows), shared)? };
@@ -108,15 +108,15 @@ impl Problem {
 pub fn forward(q: &Tensor, kv: &Tensor, heads: usize) -> Result<(Tensor, Tensor)> {
     let problem = Problem::of(q, kv, heads)?;
     let mut statistics = scratch_f32(q, [problem.samples, heads, problem.queries, 2])?;
-    Ok((problem.attend(q, kv, Some(&mut statistics), Windows::NONE)?, statistics))
+    Ok((problem.attend(q, kv, Some(&mut statistics), None)?, statistics))
 }
 
 /// As [`forward`], without what backward needs, with scores that are multiplied by `scale` instead of 1/√d, and with
-/// queries in the order of `windows`: the result is in that of the map.
+/// queries in the order of `windows`, if there are any: the result is in that of the map.
 ///
 /// # Errors
 /// As [`forward`].
-pub fn infer(q: &Tensor, kv: &Tensor, heads: usize, scale: f32, windows: Windows) -> Result<Tensor> {
+pub fn infer(q: &Tensor, kv: &Tensor, heads: usize, scale: f32, windows: Option<Windows>) -> Result<Tensor> {
     Problem { scale, ..Problem::of(q, kv, heads)? }.attend(q, kv, None, windows)
 }
 

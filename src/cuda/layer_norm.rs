@@ -23,11 +23,17 @@ fn blocks(rows: usize, c: usize, most: usize) -> usize {
 /// `(rows, 2)`.
 pub fn forward(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Result<(Tensor, Tensor)> {
     let mut statistics = scratch_f32(x, [x.len() / weight.dim(1), 2])?;
-    Ok((norm(x, weight, bias, eps, Some(&mut statistics), Windows::NONE)?, statistics))
+    Ok((norm(x, weight, bias, eps, Some(&mut statistics), None)?, statistics))
 }
 
-/// As [`forward`], without what backward needs, and with the rows of y in the order of `windows`.
-pub fn infer(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32, windows: Windows) -> Result<Tensor> {
+/// As [`forward`], without what backward needs, and with the rows of y in the order of `windows`, if there are any.
+pub fn infer(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    eps: f32,
+    windows: Option<Windows>,
+) -> Result<Tensor> {
     norm(x, weight, bias, eps, None, windows)
 }
 
@@ -37,7 +43,7 @@ fn norm(
     bias: &Tensor,
     eps: f32,
     statistics: Option<&mut Tensor>,
-    windows: Windows,
+    windows: Option<Windows>,
 ) -> Result<Tensor> {
     const MOST_BLOCKS: usize = 1024;
     let (s, c) = (weight.dim(0), weight.dim(1));
@@ -53,7 +59,7 @@ fn norm(
         .int(c)
         .float(eps)
         .operations(7 * x.len());
-    let call = windows.arguments(call);
+    let call = Windows::arguments(windows, call);
     // SAFETY: the kernel covers the rows of each of the S streams with any number of blocks; weight and bias have C
     // numbers for each stream, and the statistics two for each row. Windows cover the maps, so each row has a place.
     unsafe { call.launch([blocks(rows, c, MOST_BLOCKS), s, 1], THREADS, 0)? };

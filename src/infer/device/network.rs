@@ -123,7 +123,7 @@ fn add(x: &Tensor, layer: &Linear, residual: &Tensor) -> Result<Tensor> {
 }
 
 fn norm(x: &Tensor, norm: &Norm) -> Result<Tensor> {
-    layer_norm::infer(x, &norm.weight, &norm.bias, norm.eps, Windows::NONE)
+    layer_norm::infer(x, &norm.weight, &norm.bias, norm.eps, None)
 }
 
 fn sum(mut x: Tensor, y: &Tensor) -> Result<Tensor> {
@@ -167,26 +167,23 @@ fn tokens(x: &Tensor) -> Result<Tensor> {
     x.reshape([x.dim(0), x.dim(1), x.dim(2) * x.dim(3), x.dim(4)])
 }
 
-/// The attention of `x` to `source`, up to its projection, in the shape of x.
-fn attend(a: &Attention, x: &Tensor, source: &Tensor) -> Result<Tensor> {
+/// The attention of `x` to `source`, up to its projection, in the shape of x. With `windows`, the rows of both are in their
+/// order, and those of the result are in the map's.
+fn attend(a: &Attention, x: &Tensor, source: &Tensor, windows: Option<Windows>) -> Result<Tensor> {
     let q = tokens(&apply(x, &a.q)?)?;
-    attention::infer(&q, &keys(a, source, false)?, a.heads, SCALE, Windows::NONE)?.reshape(x.shape())
-}
-
-/// The attention of a norm of `x` to itself. Where windows of the reduction cover x, the norm puts them one after another:
-/// then their rows are its patches, and the attention puts its results back.
-fn attend_normed(a: &Attention, x: &Tensor, norm: &Norm) -> Result<Tensor> {
-    let windows = Windows::of(x.shape(), a.sr);
-    let (covered, windows) = (windows.is_some(), windows.unwrap_or(Windows::NONE));
-    let normed = layer_norm::infer(x, &norm.weight, &norm.bias, norm.eps, windows)?;
-    let q = tokens(&apply(&normed, &a.q)?)?;
-    attention::infer(&q, &keys(a, &normed, covered)?, a.heads, SCALE, windows)?.reshape(x.shape())
+    let kv = keys(a, source, windows.is_some())?;
+    attention::infer(&q, &kv, a.heads, SCALE, windows)?.reshape(x.shape())
 }
 
 /// A transformer block.
 fn block(b: &Block, x: Tensor, label: &impl Fn(&str)) -> Result<Tensor> {
     label("block attention");
-    let attended = attend_normed(&b.attention, &x, &b.norm1)?;
+    let attended = {
+        // Where windows of the reduction cover x, the norm puts their rows one after another: its patches.
+        let (norm, windows) = (&b.norm1, Windows::of(x.shape(), b.attention.sr));
+        let normed = layer_norm::infer(&x, &norm.weight, &norm.bias, norm.eps, windows)?;
+        attend(&b.attention, &normed, &normed, windows)?
+    };
     let x = add(&attended, &b.proj, &x)?;
     drop(attended);
     label("block Mix-FFN");
@@ -220,11 +217,11 @@ fn segment(level: &Level, x: &Tensor) -> Result<Tensor> {
         let [a, b] = halves(x)?;
         return apply(&sum(a, &b)?, &level.segment);
     };
-    let attended = sum(attend(salient, x, x)?, x)?;
+    let attended = sum(attend(salient, x, x, None)?, x)?;
     let enhanced = apply(&attended, salient_proj)?;
     drop(attended);
     let [visible, infrared] = halves(&enhanced)?;
-    let middle = sum(attend(&cross[0], &visible, &infrared)?, &visible)?;
-    let last = sum(attend(&cross[1], &infrared, &middle)?, &infrared)?;
+    let middle = sum(attend(&cross[0], &visible, &infrared, None)?, &visible)?;
+    let last = sum(attend(&cross[1], &infrared, &middle, None)?, &infrared)?;
     apply(&last, &level.segment)
 }
